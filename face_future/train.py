@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'get_rows', 'get_loaders', 'SeedEpoch', 'FrozenStart', 'EMA', 'save_torch', 'plain_opt', 'Keep', 'auroc',
-           'get_learner', 'fit_temperature', 'provenance', 'train', 'held_out_logits', 'finish']
+           'get_learner', 'fit_temperature', 'provenance', 'train', 'held_out_logits', 'finish', 'measure']
 
 # %% ../nbs/03_train.ipynb #t03-imports
 import io, os, platform, subprocess, time
@@ -18,9 +18,11 @@ from fastai.callback.all import *
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import AccumMetric, accuracy
 from scipy.optimize import minimize_scalar
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from timm.utils import ModelEmaV3
 import face_future
+from .audit import auc_interval
 from .labels import Labels, atomic_write, split_labels
 from .data import ImageSet, Preprocess, augmentations, check_images
 from .model import create_model, load_weights, save_weights, split_params
@@ -116,7 +118,9 @@ class Keep(Callback):
         if c['recipe'] != asdict(self.recipe) or c['fingerprint'] != self.settings['fingerprint']:
             diff = [k for k, v in asdict(self.recipe).items() if c['recipe'].get(k) != v] or ['the images or labels']
             raise ValueError(f'{file.parent.name} holds a run with other settings ({", ".join(diff)}). Resume it with the same ones, or choose another --out.')
-        learn.model.load_state_dict(c['model']); learn.create_opt(); learn.opt.load_state_dict(c['opt'])
+        learn.model.to(learn.dls.device).load_state_dict(c['model']); learn.create_opt()
+        move = lambda v: v.to(learn.dls.device) if isinstance(v, torch.Tensor) else v
+        learn.opt.load_state_dict(dict(hypers=c['opt']['hypers'], state=[{k: move(v) for k, v in p.items()} for p in c['opt']['state']]))
         if self.ema: self.ema.avg = ModelEmaV3(learn.model, decay=self.recipe.ema); self.ema.avg.module.load_state_dict(c['ema'])
         self.best, self.log, self.first = c['best'], c['log'], c['epoch'] + 1
         return self.first
@@ -177,6 +181,7 @@ def train(
     out, # folder for the run; an unfinished run of the same recipe in it is resumed
     sibling=None, # with `everything`: the folder of a run that held images out, whose temperature and figures this one quotes
     progress:bool=True, # bars and a table
+    about:str='', # a line for people, kept with the weights: what they have learnt, under which licence
     cbs=(), # more fastai callbacks
 )->Path: # the best weights, `model_best.safetensors`
     "Train, resume, keep the best; returns where it is."
@@ -185,7 +190,7 @@ def train(
     preprocess = Preprocess(recipe.size, recipe.interpolation, tuple(cfg.mean), tuple(cfg.std))
     rows = get_rows(labels, recipe, progress)
     learn = get_learner(get_loaders(rows, labels.root, recipe, preprocess), recipe)
-    keep = Keep(out, recipe, provenance(labels, rows, recipe, preprocess)); learn.add_cbs([keep, *cbs])
+    keep = Keep(out, recipe, {**provenance(labels, rows, recipe, preprocess), 'about': about}); learn.add_cbs([keep, *cbs])
     start = keep.load(learn, out/'checkpoint.pth') if (out/'checkpoint.pth').exists() else 0
     if start: print(f'resuming after epoch {start-1}')
     if start < recipe.epochs:
@@ -219,3 +224,16 @@ def finish(out, dls, sibling=None):
         s |= dict(temperature=other['temperature'], metrics={**other['metrics'], 'measured_on': 'a run of the same recipe that held these images out'})
     save_weights(model, s, file)
     return file
+
+# %% ../nbs/03_train.ipynb #t03-measurefn
+def measure(
+    run, # folder of a finished run
+    by='label', # `label`: against the labels it was given; `folder`: against the name of each image's folder
+)->dict: # n, accuracy and AUROC with their intervals, minutes of training
+    "The held-out figures of a finished run, in the data set's own words."
+    t, log = pd.read_csv(Path(run)/'held_out.csv'), pd.read_csv(Path(run)/'log.csv')
+    fake = (t.fake == 1 if by == 'label' else t.folder == 'fake').to_numpy(int)
+    hit = int(((t.logit > 0) == fake).sum())
+    ci = binomtest(hit, len(t)).proportion_ci(method='wilson')
+    a = auc_interval(fake, t.logit.to_numpy())
+    return dict(run=Path(run).name, n=len(t), accuracy=hit/len(t), acc_lo=ci.low, acc_hi=ci.high, auroc=a['auc'], auc_lo=a['lo'], auc_hi=a['hi'], minutes=log.seconds.sum()/60)
