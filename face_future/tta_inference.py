@@ -28,7 +28,8 @@ def get_views(
     views, # a name from `VIEW_SETS`, or names from `VIEWS`, as a list or with commas
 )->tuple: # names of single views
     "The views meant by `views`."
-    names = VIEW_SETS.get(views) or (tuple(v.strip() for v in views.split(',')) if isinstance(views, str) else tuple(views))
+    if isinstance(views, str): views = VIEW_SETS.get(views) or [v.strip() for v in views.split(',')]
+    names = tuple(views)
     bad = [v for v in names if v not in VIEWS]
     if bad or not names: raise ValueError(f'views {", ".join(bad) or "none"}: choose a set ({", ".join(VIEW_SETS)}) or single ones ({", ".join(VIEWS)}).')
     return names
