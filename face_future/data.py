@@ -46,7 +46,8 @@ def _to_rgb(im):
     "Any PIL mode to RGB: alpha over white, deep greys scaled to 8 bits."
     if im.mode[0] in 'IF':
         x = np.asarray(im, np.float32)
-        top = 65535 if im.mode != 'F' and (im.mode.startswith('I;16') or x.max() > 255) else 1 if x.max() <= 1 and im.mode == 'F' else 255
+        if im.mode == 'F': top = 1 if x.max() <= 1 else 255
+        else: top = 65535 if im.mode.startswith('I;16') or x.max() > 255 else 255
         im = Image.fromarray((x.clip(0, top)*(255/top)).round().astype(np.uint8))
     if im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info:
         im = im.convert('RGBA')
@@ -93,7 +94,8 @@ class Preprocess:
     std:tuple=(0.229, 0.224, 0.225)     # then divided by
     def __post_init__(self):
         for k in ('mean', 'std'): object.__setattr__(self, k, tuple(getattr(self, k))) # JSON knows lists only
-        if self.interpolation not in INTERPOLATIONS: raise ValueError(f'interpolation {self.interpolation!r}: choose one of {", ".join(INTERPOLATIONS)}.')
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f'interpolation {self.interpolation!r}: choose one of {", ".join(INTERPOLATIONS)}.')
         if self.size < 32: raise ValueError(f'size {self.size}: the network needs at least 32 pixels.')
 
     def square(self, rgb):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'get_rows', 'get_loaders', 'SeedEpoch', 'FrozenStart', 'EMA', 'save_torch', 'plain_opt', 'Keep', 'auroc',
-           'get_learner', 'fit_temperature', 'provenance', 'train', 'held_out_logits', 'finish', 'measure']
+           'get_learner', 'fit_temperature', 'git_commit', 'provenance', 'train', 'held_out_logits', 'finish',
+           'measure']
 
 # %% ../nbs/03_train.ipynb #t03-imports
 import io, os, platform, subprocess, time
@@ -63,7 +64,8 @@ def get_rows(labels, recipe, progress=True):
 def get_loaders(rows, root, recipe, preprocess):
     "fastai `DataLoaders` of network inputs N × 3 × S × S and labels N."
     def one(split, aug): return ImageSet(rows[rows.split == split], root, preprocess, augmentations(aug), recipe.seed)
-    train = DataLoader(one('train', recipe.augment), bs=recipe.bs, shuffle=True, drop_last=sum(rows.split == 'train') >= recipe.bs, num_workers=recipe.workers)
+    whole = sum(rows.split == 'train') >= recipe.bs
+    train = DataLoader(one('train', recipe.augment), bs=recipe.bs, shuffle=True, drop_last=whole, num_workers=recipe.workers)
     valid = DataLoader(one('valid', 'none'), bs=2*recipe.bs, num_workers=recipe.workers)
     return DataLoaders(train, valid, device='cuda' if torch.cuda.is_available() else 'cpu')
 
@@ -105,23 +107,29 @@ def save_torch(obj, file):
 
 def plain_opt(opt):
     "The optimizer's state in plain types, so that it loads without unpickling."
-    return dict(state=[dict(opt.state[p]) for p, *_ in opt.all_params()], hypers=[{k: float(v) for k, v in h.items()} for h in opt.hypers])
+    return dict(state=[dict(opt.state[p]) for p, *_ in opt.all_params()],
+                hypers=[{k: float(v) for k, v in h.items()} for h in opt.hypers])
 
 class Keep(Callback):
     "Checkpoint and log each epoch, keep the best weights; `load` puts a checkpoint back."
     order = 80 # after Recorder and EMA
-    def __init__(self, out, recipe, settings): self.out, self.recipe, self.settings, self.best, self.log, self.first = Path(out), recipe, settings, -1., [], 0
+    def __init__(self, out, recipe, settings):
+        self.out, self.recipe, self.settings = Path(out), recipe, settings
+        self.best, self.log, self.first = -1., [], 0
     @property
     def ema(self): return getattr(self.learn, 'ema', None)
     def load(self, learn, file):
         c = torch.load(file, map_location='cpu', weights_only=True)
         if c['recipe'] != asdict(self.recipe) or c['fingerprint'] != self.settings['fingerprint']:
             diff = [k for k, v in asdict(self.recipe).items() if c['recipe'].get(k) != v] or ['the images or labels']
-            raise ValueError(f'{file.parent.name} holds a run with other settings ({", ".join(diff)}). Resume it with the same ones, or choose another --out.')
+            raise ValueError(f'{file.parent.name} holds a run with other settings ({", ".join(diff)}). '
+                             'Resume it with the same ones, or choose another --out.')
         learn.model.to(learn.dls.device).load_state_dict(c['model']); learn.create_opt()
         move = lambda v: v.to(learn.dls.device) if isinstance(v, torch.Tensor) else v
         learn.opt.load_state_dict(dict(hypers=c['opt']['hypers'], state=[{k: move(v) for k, v in p.items()} for p in c['opt']['state']]))
-        if self.ema: self.ema.avg = ModelEmaV3(learn.model, decay=self.recipe.ema); self.ema.avg.module.load_state_dict(c['ema'])
+        if self.ema:
+            self.ema.avg = ModelEmaV3(learn.model, decay=self.recipe.ema)
+            self.ema.avg.module.load_state_dict(c['ema'])
         self.best, self.log, self.first = c['best'], c['log'], c['epoch'] + 1
         return self.first
     def before_epoch(self): self.start, self.losses = time.time(), []
@@ -130,22 +138,25 @@ class Keep(Callback):
     def after_epoch(self):
         if self.epoch < self.first: return # skipped: done before the kill
         named = zip(self.recorder.metric_names[1:-1], self.learn.final_record)
-        row = {'epoch': self.epoch, **{k: float(v) for k, v in named if v is not None}, 'train_loss': float(sum(self.losses)/len(self.losses)), 'seconds': round(time.time()-self.start, 1)}
+        row = {'epoch': self.epoch, **{k: float(v) for k, v in named if v is not None}}
+        row |= {'train_loss': float(sum(self.losses)/len(self.losses)), 'seconds': round(time.time()-self.start, 1)}
         self.log = [*self.log, row]
         net = self.ema.avg.module if self.ema else self.model
         score = row.get('auroc', float(self.epoch))
         if score > self.best:
             self.best = score
             save_torch(net.state_dict(), self.out/'model_best.pth')
-            save_weights(net, {**self.settings, 'metrics': {k: v for k, v in row.items() if k != 'seconds'}}, self.out/'model_best.safetensors')
-        save_torch(dict(recipe=asdict(self.recipe), fingerprint=self.settings['fingerprint'], epoch=self.epoch, best=self.best, log=self.log, model=self.model.state_dict(),
-                        opt=plain_opt(self.opt), ema=self.ema.avg.module.state_dict() if self.ema else None), self.out/'checkpoint.pth')
+            save_weights(net, {**self.settings, 'metrics': row}, self.out/'model_best.safetensors')
+        state = dict(recipe=asdict(self.recipe), fingerprint=self.settings['fingerprint'], epoch=self.epoch, best=self.best, log=self.log)
+        save_torch({**state, 'model': self.model.state_dict(), 'opt': plain_opt(self.opt), 'ema': net.state_dict() if self.ema else None},
+                   self.out/'checkpoint.pth')
         atomic_write(self.out/'log.csv', pd.DataFrame(self.log).to_csv(index=False))
 
 # %% ../nbs/03_train.ipynb #t03-getlearner
 def auroc(preds, targs):
     "AUROC of logits N × 2 against labels N; nan where one class is missing."
-    return roc_auc_score(targs.cpu(), (preds[:, 1]-preds[:, 0]).float().cpu()) if targs.unique().numel() > 1 else float('nan')
+    if targs.unique().numel() < 2: return float('nan')
+    return roc_auc_score(targs.cpu(), (preds[:, 1]-preds[:, 0]).float().cpu())
 
 def get_learner(dls, recipe:Recipe)->Learner:
     "A `Learner` with everything of the recipe but the files it writes."
@@ -154,8 +165,9 @@ def get_learner(dls, recipe:Recipe)->Learner:
     cbs = [SeedEpoch(recipe.seed), FrozenStart(recipe.frozen), GradientClip(5.)]
     if recipe.ema: cbs.append(EMA(recipe.ema))
     if recipe.cutmix: cbs.append(CutMix(recipe.cutmix))
-    learn = Learner(dls, net, loss_func=LabelSmoothingCrossEntropyFlat(recipe.smoothing), opt_func=Adam, lr=recipe.lr,
-                    splitter=split_params, cbs=cbs, metrics=[accuracy, AccumMetric(auroc, flatten=False)] if len(dls.valid_ds) else [], wd=recipe.wd, train_bn=True)
+    metrics = [accuracy, AccumMetric(auroc, flatten=False)] if len(dls.valid_ds) else []
+    learn = Learner(dls, net, loss_func=LabelSmoothingCrossEntropyFlat(recipe.smoothing), opt_func=Adam, lr=recipe.lr, wd=recipe.wd,
+                    splitter=split_params, metrics=metrics, cbs=cbs, train_bn=True)
     return learn.to_channelslast() if torch.cuda.is_available() else learn
 
 # %% ../nbs/03_train.ipynb #t03-temp
@@ -166,13 +178,19 @@ def fit_temperature(logit, is_fake)->float:
     return float(np.exp(minimize_scalar(nll, bounds=(-3, 3), method='bounded').x))
 
 # %% ../nbs/03_train.ipynb #t03-provenance
+def git_commit():
+    "The commit of this code, or `unknown` where it is not in a git checkout or git is missing."
+    ask = ['git', 'rev-parse', '--short', 'HEAD']
+    try: return subprocess.check_output(ask, cwd=Path(face_future.__file__).parent, text=True, stderr=subprocess.DEVNULL).strip()
+    except (OSError, subprocess.CalledProcessError): return 'unknown'
+
 def provenance(labels, rows, recipe, preprocess):
     "What the weights file says of where it comes from."
-    commit = subprocess.run(['git', '-C', str(Path(face_future.__file__).parent), 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
-    return dict(arch=recipe.arch, preprocess=asdict(preprocess), classes=['real', 'fake'], fake_means=labels.fake_means, label_source=labels.label_source,
-                fingerprint=labels.fingerprint(), split_seed=labels.seed, images={s: int((rows.split == s).sum()) for s in ('train', 'valid')}, seed=recipe.seed,
-                recipe={**asdict(recipe), 'init': Path(recipe.init).name}, commit=commit or 'unknown',
-                versions={'face_future': face_future.__version__, 'python': platform.python_version(), 'torch': torch.__version__, 'timm': timm.__version__})
+    versions = {'face_future': face_future.__version__, 'python': platform.python_version(), 'torch': torch.__version__, 'timm': timm.__version__}
+    return dict(arch=recipe.arch, preprocess=asdict(preprocess), classes=['real', 'fake'], fake_means=labels.fake_means,
+                label_source=labels.label_source, fingerprint=labels.fingerprint(), split_seed=labels.seed, seed=recipe.seed,
+                images={s: int((rows.split == s).sum()) for s in ('train', 'valid')},
+                recipe={**asdict(recipe), 'init': Path(recipe.init).name}, commit=git_commit(), versions=versions)
 
 # %% ../nbs/03_train.ipynb #t03-trainfn
 def train(
@@ -217,11 +235,13 @@ def finish(out, dls, sibling=None):
         logit, y = held_out_logits(model, dls)
         s['temperature'] = fit_temperature(logit, y)
         s['metrics'] = {**s['metrics'], 'n': len(y), 'accuracy': float(((logit > 0) == y).mean()), 'auroc': float(roc_auc_score(y, logit))}
-        table = pd.DataFrame(dict(file=[p.name for p in dls.valid_ds.files], folder=[p.parent.name for p in dls.valid_ds.files], fake=y, logit=logit))
+        names = dls.valid_ds.files
+        table = pd.DataFrame(dict(file=[p.name for p in names], folder=[p.parent.name for p in names], fake=y, logit=logit))
         atomic_write(out/'held_out.csv', table.to_csv(index=False))
     elif sibling:
         other = load_weights(Path(sibling)/'model_best.safetensors')[1]
-        s |= dict(temperature=other['temperature'], metrics={**other['metrics'], 'measured_on': 'a run of the same recipe that held these images out'})
+        s |= dict(temperature=other['temperature'],
+                  metrics={**other['metrics'], 'measured_on': 'a run of the same recipe that held these images out'})
     save_weights(model, s, file)
     return file
 
@@ -236,4 +256,5 @@ def measure(
     hit = int(((t.logit > 0) == fake).sum())
     ci = binomtest(hit, len(t)).proportion_ci(method='wilson')
     a = auc_interval(fake, t.logit.to_numpy())
-    return dict(run=Path(run).name, n=len(t), accuracy=hit/len(t), acc_lo=ci.low, acc_hi=ci.high, auroc=a['auc'], auc_lo=a['lo'], auc_hi=a['hi'], minutes=log.seconds.sum()/60)
+    return dict(run=Path(run).name, n=len(t), accuracy=hit/len(t), acc_lo=ci.low, acc_hi=ci.high,
+                auroc=a['auc'], auc_lo=a['lo'], auc_hi=a['hi'], minutes=log.seconds.sum()/60)

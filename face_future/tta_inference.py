@@ -31,7 +31,8 @@ def get_views(
     if isinstance(views, str): views = VIEW_SETS.get(views) or [v.strip() for v in views.split(',')]
     names = tuple(views)
     bad = [v for v in names if v not in VIEWS]
-    if bad or not names: raise ValueError(f'views {", ".join(bad) or "none"}: choose a set ({", ".join(VIEW_SETS)}) or single ones ({", ".join(VIEWS)}).')
+    if bad or not names:
+        raise ValueError(f'views {", ".join(bad) or "none"}: choose a set ({", ".join(VIEW_SETS)}) or single ones ({", ".join(VIEWS)}).')
     return names
 
 # %% ../nbs/04_tta_inference.ipynb #p04-prediction
@@ -41,7 +42,7 @@ class Prediction:
     logit:np.ndarray    # N, float32: > 0 leans to fake; mean over the views, before the temperature
     p_fake:np.ndarray   # N, float32, in [0, 1]: sigmoid(logit / temperature)
     features:np.ndarray # N × F, float32: pooled features of the first view (1,792 for EfficientNet-B4)
-    cam:np.ndarray      # N × h × w, float32: class activation map of the first view, its mean is that view's logit; None where the network has none
+    cam:np.ndarray      # N × h × w, float32: activation map of the first view, its mean is that view's logit; None where there is none
     view_logits:np.ndarray # N × V, float32: the logit of each view
     threshold:float     # p_fake at or above it is called fake
     inverted:bool       # the data set's `fake` is the world's `real`
@@ -57,7 +58,7 @@ class Prediction:
 def _end(model):
     "The linear end, if pooling and a linear layer are all that follows the feature map; else None."
     end = model.get_classifier()
-    return end if isinstance(end, nn.Linear) and getattr(model, 'global_pool', None) is not None and hasattr(model, 'conv_stem') else None
+    return end if isinstance(end, nn.Linear) and hasattr(model, 'global_pool') and hasattr(model, 'conv_stem') else None
 
 def forward_all(model, x):
     "Images N × 3 × S × S -> logit N (fake minus real output), features N × F, map N × h × w or None."
@@ -96,8 +97,9 @@ class Predictor:
         per_view = self.sign*logit.float().reshape(v, n).T
         logit = per_view.mean(1)
         num = lambda t: t.float().cpu().numpy()
-        return Prediction(num(logit), num((logit/self.settings['temperature']).sigmoid()), num(feats[:n]), None if cam is None else num(self.sign*cam[:n]),
-                          num(per_view), self.settings['threshold'], self.settings['fake_means'] == 'photograph')
+        return Prediction(num(logit), num((logit/self.settings['temperature']).sigmoid()), num(feats[:n]),
+                          None if cam is None else num(self.sign*cam[:n]), num(per_view), self.settings['threshold'],
+                          self.settings['fake_means'] == 'photograph')
 
     def __call__(self, images)->Prediction: # a list of H × W × 3 uint8 RGB, paths or bytes; or one of them
         "Judge a few images at once; an `ImageError` if one can't be read. For many, see `predict_folder`."
@@ -114,7 +116,9 @@ def folder_images(folder)->list: # paths, in natural order
     found = sorted((f for f in folder.iterdir() if f.is_file() and f.name[0] != '.' and f.suffix.lower() not in skip), key=lambda f: natural_key(f.name))
     if not found: raise FileNotFoundError(f'{folder}: holds no images.')
     twice = [i for i, n in Counter(file_index(f) for f in found).items() if n > 1]
-    if twice: raise ValueError(f'{folder}: more than one file for index {", ".join(map(str, twice[:5]))}; the index is the name without its ending, so it must be unique.')
+    if twice:
+        raise ValueError(f'{folder}: more than one file for index {", ".join(map(str, twice[:5]))}; '
+                         'the index is the name without its ending, so it must be unique.')
     return found
 
 # %% ../nbs/04_tta_inference.ipynb #p04-predictfiles
@@ -142,7 +146,8 @@ def predict_files(
     return rows, errors
 
 def _rows(files, p):
-    return [dict(index=file_index(f), file=f.name, label=str(l), verdict=str(v), p_fake=round(float(q), 6), confidence=round(float(c), 6), logit=round(float(z), 5))
+    return [dict(index=file_index(f), file=f.name, label=str(l), verdict=str(v), p_fake=round(float(q), 6),
+                 confidence=round(float(c), 6), logit=round(float(z), 5))
             for f, l, v, q, c, z in zip(files, p.label, p.verdict, p.p_fake, p.confidence, p.logit)]
 
 # %% ../nbs/04_tta_inference.ipynb #p04-write
@@ -184,7 +189,8 @@ def check_submission(
     if gone := want - got.keys(): out.append(f'{len(gone)} images without a row: {some(gone)}')
     if extra := got.keys() - want: out.append(f'{len(extra)} rows without an image: {some(extra)}')
     if odd := {str(r['prediction']) for r in rows} - {'real', 'fake'}: out.append(f'predictions other than real and fake: {some(odd)}')
-    if any('confidence' in r and not (isinstance(r['confidence'], (int, float)) and 0 <= r['confidence'] <= 1) for r in rows): out.append('confidences outside 0 to 1')
+    sure = [r['confidence'] for r in rows if 'confidence' in r]
+    if not all(isinstance(c, (int, float)) and 0 <= c <= 1 for c in sure): out.append('confidences outside 0 to 1')
     listed = [r['index'] for r in rows]
     if listed == sorted(listed, key=str) and listed != sorted(listed, key=lambda x: natural_key(str(x))):
         out.append('rows are in the order of words (1, 10, 100, 2): were the indices taken from the position in a listing?')
@@ -210,7 +216,8 @@ def compare_views(
         logit = np.mean([per[v] for v in get_views(s)], 0)
         gain = ((logit > 0) == y).astype(float) - plain
         lo, hi = np.percentile(gain[pick].mean(1), [2.5, 97.5])
-        out.append(dict(views=s, n=len(y), accuracy=((logit > 0) == y).mean(), auroc=roc_auc_score(y, logit), gain=gain.mean(), lo=lo, hi=hi))
+        out.append(dict(views=s, n=len(y), accuracy=((logit > 0) == y).mean(), auroc=roc_auc_score(y, logit),
+                        gain=gain.mean(), lo=lo, hi=hi))
     return out
 
 # %% ../nbs/04_tta_inference.ipynb #p04-seedway
