@@ -108,7 +108,7 @@ def train(
     init: Annotated[Optional[str], opt('hub (ImageNet), a weights file, or random.')] = None,
     size: Annotated[Optional[int], opt('Input side, pixels.')] = None,
     interpolation: Annotated[Optional[str], opt('How smaller pictures are enlarged: nearest, bilinear, bicubic, lanczos.')] = None,
-    augment: Annotated[Optional[str], opt('none, light or web.')] = None,
+    augment: Annotated[Optional[str], opt('none, light, turns or web.')] = None,
     cutmix: Annotated[Optional[float], opt('CutMix alpha; 0 is off.')] = None,
     epochs: Annotated[Optional[int], opt('Passes over the training images.')] = None,
     frozen: Annotated[Optional[int], opt('First epochs in which only the end learns.')] = None,

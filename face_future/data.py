@@ -118,13 +118,13 @@ class Preprocess:
 
 # %% ../nbs/01_data.ipynb #d01-augment
 def augmentations(
-    level:str='light', # `none`, `light` or `web`
+    level:str='light', # `none`, `light`, `turns` or `web`
 ): # an albumentations `Compose` on H × W × 3 uint8, or None
     "What training does to a picture before preprocessing."
     if level == 'none': return None
-    if level not in ('light', 'web'): raise ValueError(f'augmentation {level!r}: choose none, light or web.')
+    if level not in ('light', 'turns', 'web'): raise ValueError(f'augmentation {level!r}: choose none, light, turns or web.')
     import albumentations as A
-    light = [A.HorizontalFlip(p=.5),
+    light = [A.D4(p=1) if level == 'turns' else A.HorizontalFlip(p=.5),
              A.Affine(translate_percent=(-.125, .125), interpolation=cv2.INTER_NEAREST, border_mode=cv2.BORDER_REFLECT_101, p=.8),
              A.RandomBrightnessContrast(.1, .1, p=.3), A.HueSaturationValue(5, 15, 5, p=.2)]
     web = [A.OneOf([A.Downscale((.5, .95), interpolation_pair=dict(downscale=cv2.INTER_AREA, upscale=cv2.INTER_CUBIC)),

@@ -36,7 +36,7 @@ class Recipe:
     init:str='hub'              # `hub`, a weights file, or `random`
     size:int=128                # input side, pixels
     interpolation:str='bicubic' # how smaller pictures are enlarged
-    augment:str='light'         # `none`, `light` or `web`, see chapter 01
+    augment:str='light'         # `none`, `light`, `turns` or `web`, see chapter 01
     cutmix:float=0.             # alpha of CutMix (Yun et al. 2019, arXiv:1905.04899); 0 is off
     epochs:int=12               # passes over the training images
     frozen:int=0                # of these, the first ones in which only the end and the batch norms learn

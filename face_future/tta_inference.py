@@ -20,9 +20,10 @@ from .data import ImageError, Preprocess, read_rgb
 from .model import find_weights, load_weights
 
 # %% ../nbs/04_tta_inference.ipynb #p04-viewdefs
-VIEWS = dict(identity=lambda x: x, flip=lambda x: x.flip(3), rot90=lambda x: x.rot90(1, (2, 3)), rot270=lambda x: x.rot90(3, (2, 3)),
-             shift=lambda x: x.roll((x.shape[2]//16, x.shape[3]//16), (2, 3)))
-VIEW_SETS = dict(single=('identity',), flip=('identity', 'flip'), seed=('identity', 'flip', 'rot90', 'rot270'))
+VIEWS = dict(identity=lambda x: x, flip=lambda x: x.flip(3),
+             rot90=lambda x: x.rot90(1, (2, 3)), rot180=lambda x: x.rot90(2, (2, 3)), rot270=lambda x: x.rot90(3, (2, 3)),
+             vflip=lambda x: x.flip(2), transpose=lambda x: x.transpose(2, 3), antitranspose=lambda x: x.transpose(2, 3).flip((2, 3)))
+VIEW_SETS = dict(single=('identity',), flip=('identity', 'flip'), seed=('identity', 'flip', 'rot90', 'rot270'), turns=tuple(VIEWS))
 
 def get_views(
     views, # a name from `VIEW_SETS`, or names from `VIEWS`, as a list or with commas
@@ -201,7 +202,7 @@ def compare_views(
     predictor, # its own views don't matter
     files, # paths
     is_fake, # N, in the world's sense
-    sets=('single', 'flip', 'seed', 'rot90', 'identity,shift', 'identity,flip,shift'), # what `get_views` takes
+    sets=('single', 'flip', 'rot90', 'rot180', 'vflip', 'transpose', 'seed', 'turns'), # what `get_views` takes
     rounds:int=2000, # bootstrap
 ): # list of dicts: views, n, accuracy, auroc, gain in accuracy over the plain picture with its 95 % interval
     "Accuracy and AUROC of sets of views."
