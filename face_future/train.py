@@ -100,7 +100,7 @@ class EMA(Callback):
     def before_validate(self): self.raw, self.learn.model = self.model, self.avg.module
     def after_validate(self): self.learn.model = self.raw
 
-# %% ../nbs/03_train.ipynb #t03-keepcb
+# %% ../nbs/03_train.ipynb #t03-keeptools
 def save_torch(obj, file):
     "`torch.save`, by a temporary name."
     b = io.BytesIO(); torch.save(obj, b); atomic_write(file, b.getvalue())
@@ -110,47 +110,64 @@ def plain_opt(opt):
     return dict(state=[dict(opt.state[p]) for p, *_ in opt.all_params()],
                 hypers=[{k: float(v) for k, v in h.items()} for h in opt.hypers])
 
+# %% ../nbs/03_train.ipynb #t03-keepcb
 class Keep(Callback):
-    "Checkpoint and log each epoch, keep the best weights; `load` puts a checkpoint back."
+    "Log and checkpoint each epoch, and keep the best weights."
     order = 80 # after Recorder and EMA
     def __init__(self, out, recipe, settings):
         self.out, self.recipe, self.settings = Path(out), recipe, settings
         self.best, self.log, self.first = -1., [], 0
     @property
     def ema(self): return getattr(self.learn, 'ema', None)
-    def load(self, learn, file):
-        c = torch.load(file, map_location='cpu', weights_only=True)
-        if c['recipe'] != asdict(self.recipe) or c['fingerprint'] != self.settings['fingerprint']:
-            diff = [k for k, v in asdict(self.recipe).items() if c['recipe'].get(k) != v] or ['the images or labels']
-            raise ValueError(f'{file.parent.name} holds a run with other settings ({", ".join(diff)}). '
-                             'Resume it with the same ones, or choose another --out.')
-        learn.model.to(learn.dls.device).load_state_dict(c['model']); learn.create_opt()
-        move = lambda v: v.to(learn.dls.device) if isinstance(v, torch.Tensor) else v
-        learn.opt.load_state_dict(dict(hypers=c['opt']['hypers'], state=[{k: move(v) for k, v in p.items()} for p in c['opt']['state']]))
-        if self.ema:
-            self.ema.avg = ModelEmaV3(learn.model, decay=self.recipe.ema)
-            self.ema.avg.module.load_state_dict(c['ema'])
-        self.best, self.log, self.first = c['best'], c['log'], c['epoch'] + 1
-        return self.first
     def before_epoch(self): self.start, self.losses = time.time(), []
     def after_batch(self):
         if self.training: self.losses.append(self.learn.loss.detach())
     def after_epoch(self):
         if self.epoch < self.first: return # skipped: done before the kill
-        named = zip(self.recorder.metric_names[1:-1], self.learn.final_record)
-        row = {'epoch': self.epoch, **{k: float(v) for k, v in named if v is not None}}
-        row |= {'train_loss': float(sum(self.losses)/len(self.losses)), 'seconds': round(time.time()-self.start, 1)}
+        row, net = self.row(), self.ema.avg.module if self.ema else self.model
         self.log = [*self.log, row]
-        net = self.ema.avg.module if self.ema else self.model
-        score = row.get('auroc', float(self.epoch))
-        if score > self.best:
-            self.best = score
-            save_torch(net.state_dict(), self.out/'model_best.pth')
-            save_weights(net, {**self.settings, 'metrics': row}, self.out/'model_best.safetensors')
-        state = dict(recipe=asdict(self.recipe), fingerprint=self.settings['fingerprint'], epoch=self.epoch, best=self.best, log=self.log)
-        save_torch({**state, 'model': self.model.state_dict(), 'opt': plain_opt(self.opt), 'ema': net.state_dict() if self.ema else None},
-                   self.out/'checkpoint.pth')
+        if row.get('auroc', float(self.epoch)) > self.best: self.keep_best(net, row)
+        self.checkpoint(net)
         atomic_write(self.out/'log.csv', pd.DataFrame(self.log).to_csv(index=False))
+
+# %% ../nbs/03_train.ipynb #t03-keepparts
+@patch
+def row(self:Keep):
+    "This epoch's losses and metrics."
+    named = zip(self.recorder.metric_names[1:-1], self.learn.final_record)
+    row = {'epoch': self.epoch, **{k: float(v) for k, v in named if v is not None}}
+    return row | {'train_loss': float(sum(self.losses)/len(self.losses)), 'seconds': round(time.time()-self.start, 1)}
+
+@patch
+def keep_best(self:Keep, net, row):
+    "Write `net` as the best so far."
+    self.best = row.get('auroc', float(self.epoch))
+    save_torch(net.state_dict(), self.out/'model_best.pth')
+    save_weights(net, {**self.settings, 'metrics': row}, self.out/'model_best.safetensors')
+
+# %% ../nbs/03_train.ipynb #t03-checkpoint
+@patch
+def checkpoint(self:Keep, net):
+    "Write all that is needed to go on after this epoch."
+    state = dict(recipe=asdict(self.recipe), fingerprint=self.settings['fingerprint'], epoch=self.epoch, best=self.best, log=self.log)
+    save_torch({**state, 'model': self.model.state_dict(), 'opt': plain_opt(self.opt), 'ema': net.state_dict() if self.ema else None},
+               self.out/'checkpoint.pth')
+
+@patch
+def load(self:Keep, learn, file):
+    "Put a checkpoint back into `learn`; returns the epoch to go on with. A `ValueError` if it is of another run."
+    c, dev = torch.load(file, map_location=learn.dls.device, weights_only=True), learn.dls.device
+    if c['recipe'] != asdict(self.recipe) or c['fingerprint'] != self.settings['fingerprint']:
+        diff = [k for k, v in asdict(self.recipe).items() if c['recipe'].get(k) != v] or ['the images or labels']
+        raise ValueError(f'{file.parent.name} holds a run with other settings ({", ".join(diff)}). '
+                         'Resume it with the same ones, or choose another --out.')
+    learn.model.to(dev).load_state_dict(c['model'])
+    learn.create_opt(); learn.opt.load_state_dict(c['opt'])
+    if self.ema:
+        self.ema.avg = ModelEmaV3(learn.model, decay=self.recipe.ema)
+        self.ema.avg.module.load_state_dict(c['ema'])
+    self.best, self.log, self.first = c['best'], c['log'], c['epoch'] + 1
+    return self.first
 
 # %% ../nbs/03_train.ipynb #t03-getlearner
 def auroc(preds, targs):

@@ -204,9 +204,10 @@ def compare_views(
     is_fake, # N, in the world's sense
     sets=('single', 'flip', 'rot90', 'rot180', 'vflip', 'transpose', 'seed', 'turns'), # what `get_views` takes
     rounds:int=2000, # bootstrap
-): # list of dicts: views, n, accuracy, auroc, gain in accuracy over the plain picture with its 95 % interval
-    "Accuracy and AUROC of sets of views."
-    from sklearn.metrics import roc_auc_score
+): # list of dicts: views, n, accuracy, AUROC, and the gain in accuracy over the plain picture, each with its 95 % interval
+    "Accuracy (Wilson), AUROC (Newcombe) and paired gain (bootstrap over images) of sets of views."
+    from scipy.stats import binomtest
+    from face_future.audit import auc_interval
     y, keep = np.asarray(is_fake, bool), predictor.views
     predictor.views, per = tuple(VIEWS), []
     for i in range(0, len(files), 16): per.append(predictor(files[i:i+16]).view_logits)
@@ -215,10 +216,11 @@ def compare_views(
     plain = (per['identity'] > 0) == y
     for s in sets:
         logit = np.mean([per[v] for v in get_views(s)], 0)
-        gain = ((logit > 0) == y).astype(float) - plain
+        hit = (logit > 0) == y
+        gain, ci, auc = hit.astype(float) - plain, binomtest(int(hit.sum()), len(y)).proportion_ci(method='wilson'), auc_interval(y, logit)
         lo, hi = np.percentile(gain[pick].mean(1), [2.5, 97.5])
-        out.append(dict(views=s, n=len(y), accuracy=((logit > 0) == y).mean(), auroc=roc_auc_score(y, logit),
-                        gain=gain.mean(), lo=lo, hi=hi))
+        out.append(dict(views=s, n=len(y), accuracy=hit.mean(), acc_lo=ci.low, acc_hi=ci.high, auroc=auc['auc'], auc_lo=auc['lo'],
+                        auc_hi=auc['hi'], gain=gain.mean(), gain_lo=lo, gain_hi=hi))
     return out
 
 # %% ../nbs/04_tta_inference.ipynb #p04-seedway
@@ -233,11 +235,12 @@ def benchmark(
     files, # at least `rounds` images
     weights=None, # ours
     seed_weights=None, # a network trained the seed's way; None runs ours at 380 px (for the speed alone)
+    views=None, # ours
     n:int=16, # images the seed's way takes a round (ours takes all of `files` each round)
     rounds:int=3,
 ): # dict: images/s of both (one number a round), and the ratio of their medians
     "Images per second of both ways, in turn, on this machine's CPU."
-    ours, (theirs, _) = Predictor(weights, device='cpu'), load_weights(find_weights(seed_weights or weights))
+    ours, (theirs, _) = Predictor(weights, views, device='cpu'), load_weights(find_weights(seed_weights or weights))
     ours(files[0]); seed_way(theirs, files[0])   # warm up
     got = dict(seed=[], ours=[])
     for r in range(rounds):
