@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAITS', 'NUMBERS', 'WORDS', 'COLOURS', 'rings', 'spectrum', 'traits', 'look', 'auc_interval', 'probe',
-           'spectrum_probe', 'number_auc', 'word_auc', 'told', 'shortcuts', 'finding', 'short', 'check_files',
+           'spectrum_probe', 'score', 'number_auc', 'word_auc', 'told', 'shortcuts', 'finding', 'short', 'check_files',
            'same_picture', 'check_duplicates', 'look_alikes', 'check_test', 'check_conflicts', 'check_index',
            'check_split', 'judge', 'check_convention', 'AuditReport', 'shortcut_findings', 'audit', 'new_axes',
            'picture_grid', 'captioned']
@@ -78,6 +78,13 @@ def spectrum_probe(labels:Labels, images:pd.DataFrame=None) -> dict:
     ok = np.array([e == '' and not np.isnan(s).any() for e,s in zip(images.error, images.spectrum)], bool)
     if min(np.bincount(y[ok], minlength=2)) >= 5: return dict(probe(images.spectrum[ok].tolist(), y[ok]), n=int(ok.sum()))
     raise LabelError('a spectrum probe needs five pictures of 32 px or more of each class')
+
+def score(y, logit) -> dict:
+    "n, accuracy at 0 (Wilson) and AUROC (Newcombe) of logits for the 0/1 labels `y`, with 95 % intervals."
+    from scipy.stats import binomtest
+    y, hit = np.asarray(y, int), int(((np.asarray(logit) > 0) == np.asarray(y, bool)).sum())
+    acc, auc = binomtest(hit, len(y)).proportion_ci(method='wilson'), auc_interval(y, logit)
+    return dict(n=len(y), accuracy=hit/len(y), acc_lo=float(acc.low), acc_hi=float(acc.high), auroc=auc['auc'], auc_lo=auc['lo'], auc_hi=auc['hi'])
 
 # %% ../nbs/00b_audit.ipynb #aud-trait-scores
 NUMBERS = {'file size, bytes': 'bytes', 'width, px': 'width', 'height, px': 'height', 'all grey': 'grey'}

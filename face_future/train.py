@@ -19,11 +19,10 @@ from fastai.callback.all import *
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import AccumMetric, accuracy
 from scipy.optimize import minimize_scalar
-from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from timm.utils import ModelEmaV3
 import face_future
-from .audit import auc_interval
+from .audit import score
 from .labels import Labels, atomic_write, split_labels
 from .data import ImageSet, Preprocess, augmentations, check_images
 from .model import create_model, load_weights, save_weights, split_params
@@ -251,7 +250,7 @@ def finish(out, dls, sibling=None):
     if len(dls.valid_ds):
         logit, y = held_out_logits(model, dls)
         s['temperature'] = fit_temperature(logit, y)
-        s['metrics'] = {**s['metrics'], 'n': len(y), 'accuracy': float(((logit > 0) == y).mean()), 'auroc': float(roc_auc_score(y, logit))}
+        s['metrics'] = {**s['metrics'], 'views': 'single', **score(y, logit)}
         names = dls.valid_ds.files
         table = pd.DataFrame(dict(file=[p.name for p in names], folder=[p.parent.name for p in names], fake=y, logit=logit))
         atomic_write(out/'held_out.csv', table.to_csv(index=False))
@@ -270,8 +269,4 @@ def measure(
     "The held-out figures of a finished run, in the data set's own words."
     t, log = pd.read_csv(Path(run)/'held_out.csv'), pd.read_csv(Path(run)/'log.csv')
     fake = (t.fake == 1 if by == 'label' else t.folder == 'fake').to_numpy(int)
-    hit = int(((t.logit > 0) == fake).sum())
-    ci = binomtest(hit, len(t)).proportion_ci(method='wilson')
-    a = auc_interval(fake, t.logit.to_numpy())
-    return dict(run=Path(run).name, n=len(t), accuracy=hit/len(t), acc_lo=ci.low, acc_hi=ci.high,
-                auroc=a['auc'], auc_lo=a['lo'], auc_hi=a['hi'], minutes=log.seconds.sum()/60)
+    return dict(run=Path(run).name, **score(fake, t.logit.to_numpy()), minutes=log.seconds.sum()/60)

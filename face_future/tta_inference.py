@@ -206,8 +206,7 @@ def compare_views(
     rounds:int=2000, # bootstrap
 ): # list of dicts: views, n, accuracy, AUROC, and the gain in accuracy over the plain picture, each with its 95 % interval
     "Accuracy (Wilson), AUROC (Newcombe) and paired gain (bootstrap over images) of sets of views."
-    from scipy.stats import binomtest
-    from face_future.audit import auc_interval
+    from face_future.audit import score
     y, keep = np.asarray(is_fake, bool), predictor.views
     predictor.views, per = tuple(VIEWS), []
     for i in range(0, len(files), 16): per.append(predictor(files[i:i+16]).view_logits)
@@ -216,11 +215,9 @@ def compare_views(
     plain = (per['identity'] > 0) == y
     for s in sets:
         logit = np.mean([per[v] for v in get_views(s)], 0)
-        hit = (logit > 0) == y
-        gain, ci, auc = hit.astype(float) - plain, binomtest(int(hit.sum()), len(y)).proportion_ci(method='wilson'), auc_interval(y, logit)
+        gain = ((logit > 0) == y).astype(float) - plain
         lo, hi = np.percentile(gain[pick].mean(1), [2.5, 97.5])
-        out.append(dict(views=s, n=len(y), accuracy=hit.mean(), acc_lo=ci.low, acc_hi=ci.high, auroc=auc['auc'], auc_lo=auc['lo'],
-                        auc_hi=auc['hi'], gain=gain.mean(), gain_lo=lo, gain_hi=hi))
+        out.append(dict(views=s, **score(y, logit), gain=gain.mean(), gain_lo=lo, gain_hi=hi))
     return out
 
 # %% ../nbs/04_tta_inference.ipynb #p04-seedway
