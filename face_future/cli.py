@@ -235,7 +235,6 @@ def check(
 def bench(
     folder: Annotated[Path, typer.Argument(help='Folder of images.')],
     weights: Weights = None,
-    seed_weights: Annotated[Optional[str], typer.Option(help='A network trained the seed\'s way; default: the same weights.')] = None,
     views: Annotated[Optional[str], typer.Option(help='Our views; default: what the weights do best with.')] = None,
     n: Annotated[int, typer.Option(help='Images that the seed\'s way takes in each round.')] = 16,
     rounds: Annotated[int, typer.Option(help='How often the two take turns.')] = 3,
@@ -245,6 +244,6 @@ def bench(
     Example: face_future bench data/challenge/test
     """
     from face_future.tta_inference import benchmark, folder_images
-    got = benchmark(folder_images(folder), weights, seed_weights, views, n, rounds)
+    got = benchmark(folder_images(folder), weights, views, n, rounds)
     for k in ('seed', 'ours'): console.print(f'{k}: {", ".join(f"{v:.1f}" for v in got[k])} images/s')
     console.print(f'ratio of the medians: {got["ratio"]:.1f}')

@@ -238,13 +238,12 @@ def seed_way(model, file, preprocess=Preprocess(380)):
 def benchmark(
     files, # at least `rounds` images
     weights=None, # ours
-    seed_weights=None, # a network trained the seed's way; None runs ours at 380 px (for the speed alone)
     views=None, # ours
     n:int=16, # images the seed's way takes a round (ours takes all of `files` each round)
     rounds:int=3,
 ): # dict: images/s of both (one number a round), and the ratio of their medians
     "Images per second of both ways, in turn, on this machine's CPU."
-    ours, (theirs, _) = Predictor(weights, views, device='cpu'), load_weights(find_weights(seed_weights or weights))
+    ours, (theirs, _) = Predictor(weights, views, device='cpu'), load_weights(find_weights(weights))
     ours(files[0]); seed_way(theirs, files[0])   # warm up
     got = dict(seed=[], ours=[])
     for r in range(rounds):
