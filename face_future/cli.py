@@ -7,7 +7,7 @@ __all__ = ['app', 'console', 'FakeMeans', 'Weights', 'command', 'labels', 'audit
            'held_out_settings', 'pack', 'about', 'predict', 'check', 'bench']
 
 # %% ../nbs/10_cli.ipynb #c10-imports
-import functools, os, sys, time
+import functools, json, os, sys, time
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -111,7 +111,7 @@ def train(
     whole_image: Annotated[bool, typer.Option('--whole-image', help='For pictures that are no faces: the centre square of each, lightly augmented.')] = False,
     margin: Annotated[Optional[float], opt('Side of a face\'s square in units of the face.')] = None,
     augment: Annotated[Optional[str], opt('face, none, light, turns or web.')] = None,
-    without: Annotated[Optional[str], opt('Damages that "face" leaves out, with commas: colour, occlude, blur, rescale, noise, jpeg.')] = None,
+    without: Annotated[Optional[str], opt('Degradations that "face" leaves out, with commas: colour, occlude, blur, rescale, noise, jpeg.')] = None,
     blends: Annotated[Optional[float], opt('Share of the fakes that are self-blended photographs.')] = None,
     balance: Annotated[Optional[float], opt('0: sources by their size; 1: all the same.')] = None,
     draws: Annotated[Optional[int], opt('Images an epoch; 0: as many as there are.')] = None,
@@ -185,6 +185,7 @@ def pack(
     max_fpr: Annotated[Optional[float], typer.Option(help='Raise the threshold until no more than this share of the photographs of any source is called fake.')] = None,
     photo_sources: Annotated[Optional[str], typer.Option(help='The sources that --max-fpr is about, with commas; default: all.')] = None,
     size: Annotated[Optional[int], typer.Option(help='Judge at another input side than the one trained at.')] = None,
+    card: Annotated[Optional[Path], typer.Option(help='JSON to keep with the weights: data, licence, limits, in words.')] = None,
 ):
     """Write weights in half precision, to be shipped, measured with the views they recommend.
 
@@ -202,6 +203,7 @@ def pack(
     if gap > .05: raise ValueError(f'Half precision would change the logits by {gap:.2f}; nothing written.')
     settings = {k: v for k, v in p.settings.items() if k not in ('name', 'sha256')} | {'views': views, 'preprocess': asdict(p.preprocess)}
     if about: settings['about'] = about
+    if card: settings['card'] = json.loads(card.read_text(encoding='utf-8'))
     if labels_file: settings |= held_out_settings(p, labels_file, max_fpr, photo_sources)
     save_weights(p.model, settings, out, half=True)
     console.print(f'{out}: {out.stat().st_size/1e6:.1f} MB, logits within {gap:.4f}')
@@ -216,7 +218,8 @@ def pack(
 def about(settings):
     "Two or three lines on the weights in use, for people."
     s = settings
-    lines = [f"weights {s['name']} (sha256 {s['sha256'][:12]}…): {s['arch']} at {s['preprocess']['size']} px"]
+    what = 'each face' if s['preprocess'].get('crop') == 'face' else 'the whole picture'
+    lines = [f"weights {s['name']} (sha256 {s['sha256'][:12]}…): {s['arch']}, {what} at {s['preprocess']['size']} px, fake from p_fake {s['threshold']:.2f}"]
     if s.get('about'): lines.append(s['about'])
     if s['fake_means'] == 'photograph':
         lines.append('In the data of these weights "fake" means photograph: the column "label" and the JSON files use those words; "verdict" and "p_fake" speak of the world.')

@@ -153,7 +153,7 @@ def augmentations(
 class ImageSet(torch.utils.data.Dataset):
     "Images and their labels (0 real, 1 fake, in the data set's words) as network inputs."
     def __init__(self,
-        rows, # DataFrame with `path` and `prediction`
+        rows, # DataFrame with `path`, `prediction` and, if known, `source`
         root, # folder that `path` is relative to
         preprocess:Preprocess, # the settings shared with prediction
         augment=None, # from `augmentations`
@@ -161,6 +161,7 @@ class ImageSet(torch.utils.data.Dataset):
     ):
         self.files = [Path(root)/p for p in rows['path']]
         self.labels = [int(l == 'fake') for l in rows['prediction']]
+        self.sources = list(rows.get('source', ['']*len(rows)))
         self.preprocess, self.augment, self.seed, self.epoch = preprocess, augment, seed, 0
     def __len__(self): return len(self.files)
     def __getitem__(self, i):

@@ -76,7 +76,7 @@ def find_weights(
     own = Path(str(files('face_future')))/'weights'
     packaged = sorted(own.glob('*.safetensors'))
     if weights is None:
-        for f in [Path(folder)/'model_best.safetensors', Path(folder)/'model_best.pth', own/'faces.safetensors', own/'challenge.safetensors']:
+        for f in [Path(folder)/'model_best.safetensors', Path(folder)/'model_best.pth', own/'faces.safetensors']:
             if f.exists(): return f
         raise WeightsError('No weights: none came with the package and there is no model_best.safetensors here. '
                            'Train some, or name a file with --weights.')

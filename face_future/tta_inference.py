@@ -57,7 +57,10 @@ class Prediction:
     @property
     def label(self): return np.where((self.p_fake >= self.threshold) ^ self.inverted, 'fake', 'real')
     @property
-    def confidence(self): return np.where(self.p_fake >= self.threshold, self.p_fake, 1-self.p_fake)
+    def confidence(self):
+        "In the label: .5 at the threshold, 1 where `p_fake` is 0 or 1; with a threshold of .5 simply `p_fake` or its rest."
+        p, t = self.p_fake, self.threshold
+        return .5 + .5*np.where(p >= t, (p-t)/max(1-t, 1e-6), (t-p)/max(t, 1e-6))
     @property
     def deciding(self):
         "For each picture the square that speaks for it: the likeliest fake of those that may be judged, or else the largest face."
@@ -113,7 +116,7 @@ class Predictor:
     def look(self, rgb)->list: # of (network input, box or None, reason or '')
         "The squares of an H × W × 3 uint8 RGB picture that are judged: every face, or the centre."
         found = self.finder(rgb) if self.preprocess.crop == 'face' else []
-        if found: return [(self.preprocess(rgb, f.box), f.box, f.doubt) for f in found]
+        if found: return [(self.preprocess(rgb, f.box), f.box, f.reason) for f in found]
         return [(self.preprocess(rgb), None, 'no_face' if self.preprocess.crop == 'face' else '')]
 
     @torch.inference_mode()
@@ -179,7 +182,7 @@ def predict_files(
 def _rows(files, p):
     "One row an image, that of its deciding square."
     said = [dict(label=str(l), verdict=str(v), p_fake=round(float(q), 6), confidence=round(float(c), 6), logit=round(float(z), 5), reason=str(r),
-                 box=None if np.isnan(b[0]) else b.tolist())
+                 box=None if np.isnan(b[0]) else [round(float(v), 1) for v in b])
             for l, v, q, c, z, r, b in zip(p.label, p.verdict, p.p_fake, p.confidence, p.logit, p.reason, p.box)]
     return [dict(index=file_index(f), file=f.name, **said[d], faces=[s for s, k in zip(said, p.image) if k == i and s['box']])
             for i, (f, d) in enumerate(zip(files, p.deciding))]
@@ -285,8 +288,8 @@ def safe_threshold(
     p, source, out = np.asarray(p_fake, float), np.asarray(source), .5
     for s in np.unique(source):
         worst = np.sort(p[source == s])[::-1]
-        k = int(max_fpr*len(worst)) # so many may be called fake
-        if k < len(worst): out = max(out, float(np.nextafter(worst[k], 2)))
+        k = int(max_fpr*len(worst)) # so many may be called fake: halfway between the last of them and the next
+        if k < len(worst): out = max(out, (worst[k] + (worst[k-1] if k else 1))/2)
     return out
 
 # %% ../nbs/04_tta_inference.ipynb #p04-seedway
