@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'get_rows', 'with_faces', 'BalancedLoader', 'get_set', 'get_loaders', 'SeedEpoch', 'FrozenStart', 'size_at',
-           'SmallFirst', 'EMA', 'save_torch', 'plain_opt', 'Keep', 'auroc', 'get_learner', 'fit_temperature',
-           'git_commit', 'provenance', 'train', 'held_out_logits', 'finish', 'measure']
+           'SmallFirst', 'EMA', 'save_torch', 'plain_opt', 'Keep', 'auroc', 'get_learner', 'git_commit', 'provenance',
+           'train', 'held_out_logits', 'finish', 'measure']
 
 # %% ../nbs/03_train.ipynb #t03-imports
 import io, os, platform, subprocess, time
@@ -18,11 +18,11 @@ from fastai.basics import *
 from fastai.callback.all import *
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import AccumMetric, accuracy
-from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_auc_score
 from timm.utils import ModelEmaV3
 import face_future
 from .audit import score
+from .calibrate import fit_temperature
 from .labels import Labels, atomic_write, split_labels
 from .data import ImageSet, Preprocess, augmentations, check_images
 from .faces import DETECTOR, find_faces
@@ -238,13 +238,6 @@ def get_learner(dls, recipe:Recipe)->Learner:
     learn = Learner(dls, net, loss_func=LabelSmoothingCrossEntropyFlat(recipe.smoothing), opt_func=Adam, lr=recipe.lr, wd=recipe.wd,
                     splitter=split_params, metrics=metrics, cbs=cbs, train_bn=True)
     return learn.to_channelslast() if torch.cuda.is_available() else learn
-
-# %% ../nbs/03_train.ipynb #t03-temp
-def fit_temperature(logit, is_fake)->float:
-    "The T > 0 that minimises the mean log loss of sigmoid(logit/T)."
-    sign = np.where(np.asarray(is_fake, bool), 1., -1.)*np.asarray(logit, float)
-    nll = lambda t: np.logaddexp(0, -sign/np.exp(t)).mean()
-    return float(np.exp(minimize_scalar(nll, bounds=(-3, 3), method='bounded').x))
 
 # %% ../nbs/03_train.ipynb #t03-provenance
 def git_commit():

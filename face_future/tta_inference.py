@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VIEWS', 'VIEW_SETS', 'DOUBTS', 'CHUNK', 'SAID', 'BOX', 'get_views', 'calibrated', 'Prediction', 'forward_all',
            'Predictor', 'folder_images', 'predict_files', 'write_predictions', 'predict_folder', 'check_submission',
-           'compare_views', 'by_source', 'safe_threshold', 'seed_way', 'benchmark']
+           'compare_views', 'seed_way', 'benchmark']
 
 # %% ../nbs/04_tta_inference.ipynb #p04-imports
 import csv, io, json, time
@@ -204,7 +204,7 @@ def _rows(files, p):
     said = [dict(label=str(l), verdict=str(v), p_fake=round(float(q), 6), confidence=round(float(c), 6), logit=round(float(z), 5), reason=str(r),
                  box=None if np.isnan(b[0]) else [round(float(v), 1) for v in b])
             for l, v, q, c, z, r, b in zip(p.label, p.verdict, p.p_fake, p.confidence, p.logit, p.reason, p.box)]
-    return [dict(index=file_index(f), file=f.name, **said[d], faces=[s for s, k in zip(said, p.image) if k == i and s['box']])
+    return [dict(index=file_index(f), file=f.name, path=str(f), **said[d], faces=[s for s, k in zip(said, p.image) if k == i and s['box']])
             for i, (f, d) in enumerate(zip(files, p.deciding))]
 
 # %% ../nbs/04_tta_inference.ipynb #p04-write
@@ -279,37 +279,6 @@ def compare_views(
         gain = ((logit > 0) == y).astype(float) - plain
         lo, hi = np.percentile(gain[pick].mean(1), [2.5, 97.5])
         out.append(dict(views=s, **score(y, logit), gain=gain.mean(), gain_lo=lo, gain_hi=hi))
-    return out
-
-# %% ../nbs/04_tta_inference.ipynb #p04-bysource
-def by_source(source, is_fake, p_fake, threshold)->dict: # N each
-    "`pairs`: AUROC (Newcombe) of fake against real sources; `called_fake`: share at or above `threshold` in each (Wilson); 95 % intervals."
-    from scipy.stats import binomtest
-    from face_future.audit import auc_interval
-    source, fake, p, pairs, called = np.asarray(source), np.asarray(is_fake, bool), np.asarray(p_fake), [], []
-    cells = sorted({(s, bool(f)) for s, f in zip(source, fake)})
-    for s, f in cells:
-        hit = p[(source == s) & (fake == f)] >= threshold
-        ci = binomtest(int(hit.sum()), len(hit)).proportion_ci(method='wilson')
-        called.append(dict(source=s, fake=f, n=len(hit), share=float(hit.mean()), lo=float(ci.low), hi=float(ci.high)))
-    both = {s for s, f in cells if (s, not f) in cells}
-    for s in [s for s, f in cells if f]:
-        for r in [s] if s in both else [r for r, f in cells if not f and r not in both]:
-            some = ((source == s) & fake) | ((source == r) & ~fake)
-            a = auc_interval(fake[some].astype(int), p[some])
-            pairs.append(dict(fake=s, real=r, n=int(some.sum()), auroc=a['auc'], lo=a['lo'], hi=a['hi']))
-    return dict(pairs=pairs, called_fake=called)
-
-def safe_threshold(
-    p_fake, source, # of photographs: N each
-    max_fpr:float, # the largest share called fake, in every source
-)->float:
-    "The lowest threshold from .5 up that keeps `max_fpr`."
-    p, source, out = np.asarray(p_fake, float), np.asarray(source), .5
-    for s in np.unique(source):
-        worst = np.sort(p[source == s])[::-1]
-        k = int(max_fpr*len(worst)) # so many may be called fake: halfway between the last of them and the next
-        if k < len(worst): out = max(out, (worst[k] + (worst[k-1] if k else 1))/2)
     return out
 
 # %% ../nbs/04_tta_inference.ipynb #p04-seedway
