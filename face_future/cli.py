@@ -107,6 +107,7 @@ def train(
     arch: Annotated[Optional[str], opt('timm name of the network.')] = None,
     init: Annotated[Optional[str], opt('hub (ImageNet), a weights file, or random.')] = None,
     size: Annotated[Optional[int], opt('Input side, pixels.')] = None,
+    start_size: Annotated[Optional[int], opt('Input side of the first epoch, growing to --size by the middle; 0: --size throughout.')] = None,
     interpolation: Annotated[Optional[str], opt('How smaller pictures are enlarged: nearest, bilinear, bicubic, lanczos.')] = None,
     whole_image: Annotated[bool, typer.Option('--whole-image', help='For pictures that are no faces: the centre square of each, lightly augmented.')] = False,
     margin: Annotated[Optional[float], opt('Side of a face\'s square in units of the face.')] = None,
@@ -162,9 +163,9 @@ def held_out_settings(predictor, labels_file, max_fpr=None, photo_sources=None):
     from face_future.audit import score
     from face_future.train import fit_temperature
     import numpy as np
-    from face_future.tta_inference import by_source, safe_threshold
+    from face_future.tta_inference import DOUBTS, by_source, safe_threshold
     every = held_out_table(predictor, labels_file)
-    table = every[every.reason == '']
+    table = every[every.reason.isin(['', *DOUBTS])]
     temperature, threshold = fit_temperature(table.logit, table.fake), .5
     p_fake = 1/(1 + np.exp(-table.logit/temperature))
     if max_fpr is not None:
@@ -172,7 +173,7 @@ def held_out_settings(predictor, labels_file, max_fpr=None, photo_sources=None):
         threshold = safe_threshold(p_fake[photos], table.source[photos], max_fpr)
     sources = by_source(table.source, table.fake, p_fake, threshold)
     return dict(temperature=temperature, threshold=threshold, metrics={'views': ','.join(predictor.views), **score(table.fake, table.logit),
-                'unsure': int((every.reason != '').sum()), **sources})
+                'unsure': len(every)-len(table), **sources})
 
 # %% ../nbs/10_cli.ipynb #c10-packcmd
 @command
