@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['FAKE_COLOUR', 'REAL_COLOUR', 'FILLS', 'turning_point', 'spread', 'overlay', 'some_cam', 'judge_squares', 'grid',
-           'places', 'delete', 'deletion_check', 'deletion_summary', 'paint', 'write_check']
+           'places', 'delete', 'deletion_check', 'deletion_summary', 'paint', 'write_check', 'paint_files']
 
 # %% ../nbs/05b_heatmaps.ipynb #h05-imports
+from pathlib import Path
 import cv2, numpy as np
-from .data import centre_square, face_square
+from .labels import atomic_write
+from .data import ImageError, centre_square, face_square, read_rgb
 
 # %% ../nbs/05b_heatmaps.ipynb #h05-overlayfn
 FAKE_COLOUR, REAL_COLOUR = np.float32([213, 94, 0]), np.float32([0, 114, 178]) # vermillion and blue, of Okabe and Ito
 
-def turning_point(settings)->float: # of a `Predictor`: its `temperature` and `threshold`
-    "The logit at which the verdict turns."
-    t = min(max(settings['threshold'], 1e-6), 1-1e-6)
-    return float(settings['temperature']*np.log(t/(1-t)))
+def turning_point(settings)->float: # of a `Predictor`: its `threshold` and calibration
+    "The logit from which on a picture is called fake, between -40 and 40."
+    from face_future.tta_inference import calibrated
+    z = np.linspace(-40, 40, 16001)
+    return float(z[min(np.searchsorted(calibrated(z, settings), settings['threshold']), len(z)-1)])
 
 def spread(cam, size:int)->np.ndarray: # size × size, float32
     "A map enlarged to the square it belongs to; each cell's middle keeps its place."
@@ -124,8 +127,8 @@ def paint(
 )->np.ndarray: # H × W × 3, uint8
     "A picture with the heat over each face that was judged, framed."
     out = np.array(rgb)
-    for cam, box, reason in zip(some_cam(p), p.box, p.reason):
-        if reason: continue
+    for cam, box, flaw in zip(some_cam(p), p.box, p.flaw):
+        if flaw: continue
         x, y, s = centre_square(*rgb.shape[:2]) if np.isnan(box[0]) else face_square([float(v) for v in box], preprocess.margin, *rgb.shape[:2])
         out[y:y+s, x:x+s] = overlay(out[y:y+s, x:x+s], cam, zero, full)
         cv2.rectangle(out, (x, y), (x+s-1, y+s-1), (255, 255, 255), max(1, s//150))
@@ -135,10 +138,27 @@ def paint(
 def write_check(predictor, seen, out, **kwargs)->list: # `deletion_summary` for both fills
     "`grid.png` and `deletion.csv` in the folder `out`, of what `face_future.tsne.see` saw; `kwargs` go to `deletion_check`."
     import pandas as pd
-    from pathlib import Path
-    from face_future.labels import atomic_write
     out, t = Path(out), seen.table
     rows = [dict(fill=f, **r) for f in FILLS for r in deletion_summary(deletion_check(predictor, seen.square, fill=f, **kwargs), t.group)]
     grid(seen.square, seen.cam, t.truth, t.verdict, zero=turning_point(predictor.settings), file=out/'grid.png')
     atomic_write(out/'deletion.csv', pd.DataFrame(rows).to_csv(index=False, float_format='%.4f'))
     return rows
+
+# %% ../nbs/05b_heatmaps.ipynb #h05-paintfiles
+def paint_files(
+    predictor, files, # paths
+    out, # folder
+)->tuple: # (rows: file, verdict, p_fake, painted: where), (errors: file, error)
+    "Each picture with its heat as `NAME_heat.jpg` in the folder `out`, all on one scale."
+    said, errors = {}, []
+    for f in map(Path, files):
+        try: said[f] = predictor(f)
+        except (ImageError, OSError) as e: errors.append(dict(file=f.name, error=str(e)))
+    zero = turning_point(predictor.settings)
+    heat = [np.abs(some_cam(p)[p.flaw == ''] - zero).ravel() for p in said.values()]
+    full, rows = np.percentile(np.concatenate(heat), 98) if sum(map(len, heat)) else None, []
+    for f, p in said.items():
+        jpeg = cv2.imencode('.jpg', paint(read_rgb(f), p, predictor.preprocess, zero, full)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        d = p.deciding[0]
+        rows.append(dict(file=f.name, verdict=str(p.verdict[d]), p_fake=float(p.p_fake[d]), painted=atomic_write(Path(out)/f'{f.stem}_heat.jpg', jpeg.tobytes())))
+    return rows, errors

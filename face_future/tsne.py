@@ -33,11 +33,11 @@ def pick(labels, n=1500, split='valid', seed=0)->list: # row numbers, at most `n
 @dataclass
 class Seen:
     "What a `Predictor` sees in N labelled pictures, in each the square that decides."
-    table:pd.DataFrame  # N rows: file, source, group, truth and verdict (`real`, `fake`, in the world's sense), p_fake, confidence, mistake
+    table:pd.DataFrame  # N rows: file, source, group, truth (`real`, `fake`) and verdict (or `unsure`) in the world's sense, p_fake, confidence, mistake
     features:np.ndarray # N × F, float32
     square:np.ndarray   # N × S × S × 3, uint8: the square as the network is fed it
     cam:np.ndarray      # N × h × w, float32: its activation map (chapter 05b), or None
-    left_out:dict       # how many had no verdict, by reason
+    left_out:dict       # how many could not be judged, by the flaw
     def __len__(self): return len(self.table)
 
 def see(
@@ -64,18 +64,19 @@ def _judged(predictor, rows, looks):
     "Row numbers, what is said, features, squares and maps of some pictures."
     p, squares = predictor.judge(looks), [s[0] for x in looks for s in x]
     d = p.deciding
-    said = pd.DataFrame(dict(verdict=p.verdict[d], p_fake=p.p_fake[d], confidence=p.confidence[d], reason=p.reason[d]))
+    said = pd.DataFrame(dict(verdict=p.verdict[d], p_fake=p.p_fake[d], confidence=p.confidence[d], flaw=p.flaw[d]))
     return np.array(rows), said, p.features[d], np.stack([predictor.preprocess.undo(squares[i]) for i in d]), None if p.cam is None else p.cam[d]
 
 def _seen(table, arrays, asked, fake_means):
-    "A `Seen` of those that have a verdict."
-    left_out = table.reason[table.reason != ''].value_counts().to_dict()
+    "A `Seen` of those that could be judged."
+    left_out = table.flaw[table.flaw != ''].value_counts().to_dict()
     if asked > len(table): left_out['unreadable'] = asked - len(table)
-    ok = (table.reason == '').to_numpy()
-    table = table[ok].drop(columns='reason').rename(columns={'path': 'file'}).reset_index(drop=True)
+    ok = (table.flaw == '').to_numpy()
+    table = table[ok].drop(columns='flaw').rename(columns={'path': 'file'}).reset_index(drop=True)
     fake = (table.pop('prediction') == 'fake') != (fake_means == 'photograph')
     table['group'] = table.group.where(table.group != '', table.file)      # a picture of no group is its own
-    return Seen(table.assign(truth=np.where(fake, 'fake', 'real'), mistake=(table.verdict == 'fake') != fake), *(a if a is None else a[ok] for a in arrays), left_out)
+    truth = np.where(fake, 'fake', 'real')
+    return Seen(table.assign(truth=truth, mistake=(table.verdict != truth) & (table.verdict != 'unsure')), *(a if a is None else a[ok] for a in arrays), left_out)
 
 # %% ../nbs/05_tsne.ipynb #t05-planefn
 def plane(
