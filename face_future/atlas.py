@@ -74,7 +74,8 @@ def interactive(
     switch.js_on_change('active', CustomJS(args=dict(s=source, names=names, maps=maps), code='''
         const k = names[cb_obj.active]; s.data.x = s.data['x' + k]; s.data.y = s.data['y' + k]; s.change.emit();
         for (const m of maps) m.reset.emit()'''))
-    told = figures[figures.of == 'truth'][['space', 'knn', 'knn_lo', 'knn_hi', 'silhouette', 'trust']].round(3).to_html(index=False, border=0)
+    words = dict(space='in', knn='15-NN accuracy', knn_lo='from', knn_hi='to', silhouette='silhouette', trust='trustworthiness')
+    told = figures[figures.of == 'truth'][list(words)].rename(columns=words).round(3).to_html(index=False, border=0)
     text = Div(text=f'<b>{len(seen)} pictures as the network sees them.</b> Shape: class. Cross: mistake. Point at a dot to see it. '
                f'How well the 15 nearest neighbours tell the class, in the features and on each map (95 % interval):{told}')
     atomic_write(file, file_html(column(switch, row(*maps, sizing_mode='stretch_width'), text, sizing_mode='stretch_width'), INLINE, 'What the network sees'))

@@ -109,13 +109,19 @@ def deletion_check(
     out = np.concatenate(out)
     return dict(logit=out[:, 0], hottest=out[:, 1], coldest=out[:, 2], random=out[:, 3:])
 
-def deletion_summary(check:dict, group=None)->list: # dicts: what, n, mean, lo, hi
-    "The means of `deletion_check`, paired differences among them, with 95 % intervals (bootstrap over groups)."
+def deletion_summary(
+    check:dict, # of `deletion_check`
+    group=None, # N: what is drawn together
+    zero:float=0., # the logit at which the verdict turns: above it the hottest square speaks for the verdict, below it the coldest
+)->list: # dicts: what, n, mean, lo, hi
+    "Means, paired differences, and differences in the size of the change, with 95 % intervals (bootstrap over groups)."
     from face_future.tsne import mean_interval
     hot, cold, rand = check['hottest'], check['coldest'], check['random']
+    size = lambda v: np.abs(v) - np.abs(rand).mean(1)
     what = {'fall without the hottest': hot, 'fall without a random one': rand.mean(1), 'fall without the coldest': cold,
             'hottest less random': hot - rand.mean(1), 'hottest less coldest': hot - cold, 'random less coldest': rand.mean(1) - cold,
-            'change, hottest less random': np.abs(hot) - np.abs(rand).mean(1)}
+            'size of the change, hottest less random': size(hot),
+            'size of the change, for its verdict less random': size(np.where(check['logit'] >= zero, hot, cold))}
     return [dict(what=k, n=len(v), **dict(zip(('mean', 'lo', 'hi'), mean_interval(v, group)))) for k, v in what.items()]
 
 # %% ../nbs/05b_heatmaps.ipynb #h05-paintfn
@@ -138,9 +144,9 @@ def paint(
 def write_check(predictor, seen, out, **kwargs)->list: # `deletion_summary` for both fills
     "`grid.png` and `deletion.csv` in the folder `out`, of what `face_future.tsne.see` saw; `kwargs` go to `deletion_check`."
     import pandas as pd
-    out, t = Path(out), seen.table
-    rows = [dict(fill=f, **r) for f in FILLS for r in deletion_summary(deletion_check(predictor, seen.square, fill=f, **kwargs), t.group)]
-    grid(seen.square, seen.cam, t.truth, t.verdict, zero=turning_point(predictor.settings), file=out/'grid.png')
+    out, t, zero = Path(out), seen.table, turning_point(predictor.settings)
+    rows = [dict(fill=f, **r) for f in FILLS for r in deletion_summary(deletion_check(predictor, seen.square, fill=f, **kwargs), t.group, zero)]
+    grid(seen.square, seen.cam, t.truth, t.verdict, zero=zero, file=out/'grid.png')
     atomic_write(out/'deletion.csv', pd.DataFrame(rows).to_csv(index=False, float_format='%.4f'))
     return rows
 

@@ -106,10 +106,10 @@ def mean_interval(
 
 # %% ../nbs/05_tsne.ipynb #t05-separationfn
 def knn_hits(x, y, group, k=15)->np.ndarray: # N bool
-    "Whether the `k` nearest of other groups (five folds) vote for a point's own class."
+    "Whether the `k` nearest (at most N/2) of other groups, in five folds, vote for a point's own class."
     if (few := pd.Series(group).groupby(np.asarray(y)).nunique()).min() < 5: raise ValueError(f'{few.idxmin()}: fewer than five groups, too few to tell.')
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
-    return cross_val_predict(KNeighborsClassifier(k), x, y, groups=group, cv=folds) == np.asarray(y)
+    return cross_val_predict(KNeighborsClassifier(min(k, len(x)//2)), x, y, groups=group, cv=folds) == np.asarray(y)
 
 def separation(
     seen:Seen,
