@@ -72,6 +72,7 @@ def _seen(table, arrays, asked, fake_means):
     left_out = table.flaw[table.flaw != ''].value_counts().to_dict()
     if asked > len(table): left_out['unreadable'] = asked - len(table)
     ok = (table.flaw == '').to_numpy()
+    if not ok.any(): raise LabelError(f'not one of {asked} pictures could be judged ({left_out}); if they are no faces, judge them whole (--whole-image).')
     table = table[ok].drop(columns='flaw').rename(columns={'path': 'file'}).reset_index(drop=True)
     fake = (table.pop('prediction') == 'fake') != (fake_means == 'photograph')
     table['group'] = table.group.where(table.group != '', table.file)      # a picture of no group is its own
