@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'FakeMeans', 'Weights', 'command', 'labels', 'audit', 'toy', 'opt', 'train', 'held_out_settings',
-           'pack', 'about', 'predict', 'check', 'bench', 'evaluate', 'card']
+           'pack', 'about', 'predict', 'check', 'bench', 'evaluate', 'card', 'left_out', 'tsne', 'heatmap']
 
 # %% ../nbs/10_cli.ipynb #c10-imports
 import functools, json, os, sys, time
@@ -348,3 +348,69 @@ def card(
     from face_future.model import find_weights, load_weights
     write_card(load_weights(find_weights(weights))[1], out)
     console.print(f'wrote {out}')
+
+# %% ../nbs/10_cli.ipynb #c10-tsnecmd
+def left_out(seen):
+    "What a table of figures must not hide: the pictures that are not in it."
+    gone = ', '.join(f'{n} {flaw}' for flaw, n in seen.left_out.items())
+    return f'{len(seen)} pictures judged, {seen.table.mistake.sum()} mistakes, {(seen.table.verdict == "unsure").sum()} unsure' + (f'; left out: {gone}' if gone else '')
+
+@command
+def tsne(
+    labels_file: Annotated[Path, typer.Argument(help='train_labels.json; its held-out images are shown.')],
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option(help='Folder for the maps, the page and the figures.')] = Path('tsne'),
+    n: Annotated[int, typer.Option(help='Pictures, evenly over the classes of each source.')] = 1500,
+    split: Annotated[Literal['valid', 'train'], typer.Option(help='train shows what was learnt by heart, and flatters.')] = 'valid',
+    perplexity: Annotated[str, typer.Option(help='About how many neighbours count; several with commas.')] = '5,30,100',
+    seed: Annotated[int, typer.Option(help='Of the choice of pictures and of the maps.')] = 0,
+    whole_image: Annotated[bool, typer.Option('--whole-image', help='For pictures that are no faces.')] = False,
+):
+    """Map what the network sees: tsne.png, tsne.html to walk in, the surest mistakes, figures that keep the maps honest.
+
+    Example: face_future tsne train_labels.json --out tsne
+    """
+    from face_future.atlas import write_map
+    from face_future.heatmaps import turning_point
+    from face_future.labels import Labels
+    from face_future.tsne import see
+    from face_future.tta_inference import Predictor
+    try: perplexities = [float(p) for p in perplexity.split(',')]
+    except ValueError: raise ValueError(f'--perplexity {perplexity}: give numbers with commas, as in 5,30,100.') from None
+    predictor = Predictor(weights, whole_image=whole_image)
+    seen = see(predictor, Labels.load(labels_file), n, split, seed, progress=sys.stderr.isatty())
+    table = Table('told apart', 'in', '15-NN accuracy (95 %)', 'silhouette', 'trustworthiness')
+    for r in write_map(seen, out, perplexities, seed, turning_point(predictor.settings)).itertuples():
+        table.add_row('class' if r.of == 'truth' else r.of, r.space, f'{r.knn:.3f} ({r.knn_lo:.3f} to {r.knn_hi:.3f}), chance {r.chance:.2f}', f'{r.silhouette:.2f}', f'{r.trust:.2f}')
+    console.print(table)
+    console.print(f'{left_out(seen)}; wrote {out/"tsne.png"} and {out/"tsne.html"}')
+
+# %% ../nbs/10_cli.ipynb #c10-heatmapcmd
+@command
+def heatmap(
+    source: Annotated[Path, typer.Argument(help='A picture or a folder to paint; or a labels file, to check the maps on its held-out images.')],
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option(help='Folder for the pictures.')] = Path('heatmaps'),
+    n: Annotated[int, typer.Option(help='With a labels file: pictures to check.')] = 300,
+    whole_image: Annotated[bool, typer.Option('--whole-image', help='For pictures that are no faces.')] = False,
+):
+    """Paint where the network looked: orange speaks for fake, blue for real. A labels file gives a grid and the deletion check.
+
+    Example: face_future heatmap data/sample --out heatmaps
+    """
+    from face_future.heatmaps import paint_files, write_check
+    from face_future.tta_inference import Predictor, folder_images
+    if source.suffix.lower() != '.json':
+        rows, errors = paint_files(Predictor(weights, whole_image=whole_image), folder_images(source), out)
+        for r in rows: console.print(f'{r["file"]}: {r["verdict"]}, p_fake {r["p_fake"]:.3f}, {r["painted"]}', highlight=False)
+        for e in errors: typer.secho(f'error: {e["error"]}', fg='red', err=True)
+        if errors: raise typer.Exit(1)
+        return
+    from face_future.labels import Labels
+    from face_future.tsne import see
+    predictor = Predictor(weights, whole_image=whole_image)
+    seen = see(predictor, Labels.load(source), n, progress=sys.stderr.isatty())
+    table = Table('filled by', 'logit', 'mean (95 %)')
+    for r in write_check(predictor, seen, out): table.add_row(r['fill'], r['what'], f'{r["mean"]:+.3f} ({r["lo"]:+.3f} to {r["hi"]:+.3f})')
+    console.print(table)
+    console.print(f'{left_out(seen)}; wrote {out/"grid.png"} and {out/"deletion.csv"}')
