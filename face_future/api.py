@@ -178,7 +178,7 @@ def make_app(
         app.state.service = service
         try: yield
         finally: await service.close(); app.state.service = None
-    app = FastAPI(title='face_future', version=__version__, lifespan=lifespan, license_info=dict(name='Apache-2.0'),
+    app = FastAPI(title='face_future', version=__version__, lifespan=lifespan, generate_unique_id_function=lambda route: route.name, license_info=dict(name='Apache-2.0'),
                   description='Tells photographs of faces from AI-made and manipulated ones. A verdict is a reason to look closer, never proof.')
     admit = admission(settings)
     app.include_router(judging, dependencies=[Depends(admit)] if admit else [], responses=errors(*[401]*bool(settings.api_keys), *[429]*bool(settings.rate)))

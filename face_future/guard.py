@@ -111,6 +111,7 @@ async def read_uploads(
 
 # %% ../nbs/06b_guard.ipynb #g06-decodedef
 log = logging.getLogger('face_future')
+logging.getLogger('python_multipart').setLevel(logging.ERROR) # it would log bytes of bad forms
 UPLOADS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'AVIF', 'HEIF')
 SCANS = 100 # most scans of a JPEG
 _WRONG = dict(empty=(422, 'The file is empty.'), truncated=(422, 'The file is damaged or cut off; send it again, or save it anew first.'),
