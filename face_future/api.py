@@ -61,18 +61,19 @@ def form(field, many):
 async def predict(request:Request, explain:bool=Explain):
     "A verdict on each face in one picture, sent as the form's `file`."
     service, rid = service_of(request), request.state.request_id
+    service.places.check()
+    [(_, data)] = await read_uploads(request, 'file', 1)
     with service.places():
-        [(_, data)] = await read_uploads(request, 'file', 1)
         return await finish(request, service.answer(data, explain, rid), service.settings.timeout)
 
 @judging.post('/predict/batch', response_model=BatchAnswer, responses=errors(400, 408, 413, 415, 422, 503), openapi_extra=form('files', True), summary='Judge several pictures')
 async def predict_batch(request:Request, explain:bool=Explain):
     "Each file gets its own answer or its own error; one that can't be read does not spoil the others."
     service, rid = service_of(request), request.state.request_id
-    with service.places():
-        uploads = await read_uploads(request, 'files', service.settings.max_files)
-        with service.places(len(uploads)-1):
-            return dict(results=await finish(request, service.answers(uploads, explain, rid), service.settings.timeout), request_id=rid)
+    service.places.check()
+    uploads = await read_uploads(request, 'files', service.settings.max_files)
+    with service.places(len(uploads)):
+        return dict(results=await finish(request, service.answers(uploads, explain, rid), service.settings.timeout), request_id=rid)
 
 # %% ../nbs/06_api.ipynb #a06-facts
 SAYS = dict(generated='fake is synthesised or manipulated', photograph='in the training data fake meant photograph; the answers here are turned round, so that fake is synthesised or manipulated')

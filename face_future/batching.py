@@ -29,11 +29,14 @@ class Places:
     "So many pictures may be in the house; `held` are."
     def __init__(self, room:int=64): self.room, self.held = room, 0
 
+    def check(self, n:int=1):
+        "A `Problem` 503 if there is no room for `n` more."
+        if self.held + n > self.room: raise Problem(503, 'busy', 'The service is busy; try again in a moment.', Retry_After=1)
+
     @contextmanager
     def __call__(self, n:int=1):
-        "Room for `n` pictures while the block runs; a `Problem` 503 if there is none."
-        if self.held + n > self.room: raise Problem(503, 'busy', 'The service is busy; try again in a moment.', Retry_After=1)
-        self.held += n
+        "Room for `n` pictures while the block runs, or a `Problem`."
+        self.check(n); self.held += n
         try: yield
         finally: self.held -= n
 
