@@ -8,7 +8,7 @@ __all__ = ['judging', 'facts', 'Explain', 'SAYS', 'CODES', 'PAGE', 'CSP', 'app',
            'admission', 'make_app']
 
 # %% ../nbs/06_api.ipynb #a06-imports
-import asyncio, math, time
+import asyncio, logging, math, time
 from contextlib import asynccontextmanager
 from importlib.resources import files as package_files
 from typing import Optional
@@ -20,6 +20,7 @@ from fastapi.security import APIKeyHeader
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from . import __version__
 from .answers import Answer, BatchAnswer, Error
 from .guard import UPLOADS, Guard, Problem, Rate, check_key, read_uploads
@@ -121,6 +122,7 @@ def add_errors(app):
     @app.exception_handler(Exception)
     async def internal(request, e):
         rid = getattr(request.state, 'request_id', '')
+        logging.getLogger('face_future').error('request %s failed: %s', rid, type(e).__name__)
         return _error(request, 500, 'internal', 'Something went wrong here, not with your picture; the log knows this id.', {'X-Request-ID': rid})
 
 # %% ../nbs/06_api.ipynb #a06-timeddef
@@ -147,10 +149,11 @@ CSP = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' b
 
 def add_page(app):
     "The page at `/`, its style sheet and its script; the browser is told to load nothing else."
-    for path, (name, kind) in PAGE.items():
-        content = (package_files('face_future')/name).read_bytes()
-        def page(content=content, kind=kind): return Response(content, media_type=kind, headers={'Content-Security-Policy': CSP, 'Cache-Control': 'no-cache'})
-        app.add_api_route(path, lambda p=page: p(), include_in_schema=False, response_class=Response, name=name)
+    def route(path, name, kind):
+        content, headers = (package_files('face_future')/name).read_bytes(), {'Content-Security-Policy': CSP, 'Cache-Control': 'no-cache'}
+        async def page(request): return Response(content, media_type=kind, headers=headers)
+        return Route(path, page, name=name, include_in_schema=False)
+    app.router.routes += [route(path, *what) for path, what in PAGE.items()]
 
 # %% ../nbs/06_api.ipynb #a06-admitdef
 def admission(settings):
