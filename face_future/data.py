@@ -53,7 +53,7 @@ def _to_rgb(im):
     if im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-    return im.convert('RGB')
+    return im if im.mode == 'RGB' else im.convert('RGB')
 
 # %% ../nbs/01_data.ipynb #d01-read
 def read_rgb(
@@ -66,7 +66,7 @@ def read_rgb(
     data = src if isinstance(src, bytes) else Path(src).read_bytes() if isinstance(src, (str, Path)) else src.read()
     if not data: raise ImageError('empty', f'{name}: the file is empty.')
     im = _open(io.BytesIO(data), name, max_pixels, formats)
-    try: im = _to_rgb(ImageOps.exif_transpose(im))
+    try: ImageOps.exif_transpose(im, in_place=True); im = _to_rgb(im)
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as e:
         raise ImageError('truncated', f'{name}: the file is damaged or cut off ({e}).') from None
     return np.asarray(im)
