@@ -71,11 +71,11 @@ class Torch:
 class Onnx:
     "ONNX Runtime on the CPU."
     device = 'cpu'
-    def __init__(self, file): # an `.onnx` graph
+    def __init__(self, file, streams=1): # an `.onnx` graph
         _need('onnxruntime', 'onnx')
         import onnxruntime as ort
         options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = cpu_threads(), 3
+        options.intra_op_num_threads, options.log_severity_level = max(1, cpu_threads()//streams), 3
         self.session = ort.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
 
     def run(self, x): return [*self.session.run(None, {'image': np.ascontiguousarray(x)}), None][:3]
@@ -88,14 +88,14 @@ class Onnx:
 class OpenVino:
     "OpenVINO on the CPU; `precision`: `f32` or `bf16`."
     device = 'cpu'
-    def __init__(self, file, precision='f32'): # file: an `.onnx` graph
+    def __init__(self, file, precision='f32', streams=1): # file: an `.onnx` graph
         _need('openvino', 'openvino')
         import openvino as ov
         core = ov.Core()
         if precision == 'bf16' and 'BF16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
             raise BackendMissing('This processor has no 16-bit (bfloat16) arithmetic: use openvino.')
         self.model, self.local = core.compile_model(str(file), 'CPU', dict(
-            INFERENCE_PRECISION_HINT=precision, INFERENCE_NUM_THREADS=cpu_threads(), PERFORMANCE_HINT='LATENCY')), threading.local()
+            INFERENCE_PRECISION_HINT=precision, INFERENCE_NUM_THREADS=cpu_threads(), NUM_STREAMS=streams)), threading.local()
 
     def run(self, x):
         if not hasattr(self.local, 'request'): self.local.request = self.model.create_infer_request() # one a thread
@@ -135,7 +135,8 @@ def make_backend(
     name=None, # one of `BACKENDS`; None: the fastest that is here and as good
     device=None, # `cpu`, `cuda`; None takes a GPU if there is one
     given=None, # settings that the user added, for a bare state dict
-): # called with a batch, it gives logit, features, map; `.name` and `.device` say what it is
+    streams:int=1, # calls that may run at once
+): # called with a batch, it gives logit, features, map; `.name`, `.device` and `.streams` say what it is
     "A backend for `file`; a `BackendMissing` says what to install."
     if name not in (None, *BACKENDS): raise BackendMissing(f'backend {name!r}: choose one of {", ".join(BACKENDS)}.')
     if name is None and device is None and _gpu():
@@ -145,16 +146,17 @@ def make_backend(
     graph = None if name == 'torch' else find_graph(file, settings['sha256'])
     if name in (None, 'torch') and not graph: return _named('torch', Torch(file, given, device))
     if not graph: raise BackendMissing(f'{Path(file).name} has no graph beside it yet: face_future export {Path(file).name}')
-    if name: return _open_graph(name, graph)
+    if name: return _open_graph(name, graph, streams)
     passed = json.loads(onnx_notes(graph).get('precision', '{}'))
     for name in known_order():
         if name.endswith('bf16') and not passed.get('bf16', {}).get('passed'): continue
-        try: return _named('torch', Torch(file, given, device)) if name == 'torch' else _open_graph(name, graph)
+        try: return _named('torch', Torch(file, given, device)) if name == 'torch' else _open_graph(name, graph, streams)
         except BackendMissing: pass
     raise BackendMissing('No backend is installed: pip install "face_future[onnx]".')
 
-def _open_graph(name, graph): return _named(name, Onnx(graph) if name == 'onnx' else OpenVino(graph, 'bf16' if name.endswith('bf16') else 'f32'))
+def _open_graph(name, graph, streams):
+    return _named(name, Onnx(graph, streams) if name == 'onnx' else OpenVino(graph, 'bf16' if name.endswith('bf16') else 'f32', streams), streams)
 
-def _named(name, backend):
-    backend.name = name
+def _named(name, backend, streams=1):
+    backend.name, backend.streams = name, streams
     return backend

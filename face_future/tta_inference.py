@@ -7,8 +7,8 @@ __all__ = ['VIEWS', 'VIEW_SETS', 'SAID', 'BOX', 'get_views', 'Prediction', 'Pred
            'write_predictions', 'predict_folder', 'check_submission', 'compare_views', 'by_source', 'safe_threshold']
 
 # %% ../nbs/04_tta_inference.ipynb #p04-imports
-import csv, io, json
-from collections import Counter
+import csv, io, json, threading
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from .files import atomic_write, file_index, natural_key
 from .data import ImageError, Preprocess, read_rgb
 from .faces import DETECTOR, FaceFinder
 from .settings import WeightsError, complete, find_weights, read_settings
-from .backends import make_backend
+from .backends import cpu_threads, make_backend
 
 # %% ../nbs/04_tta_inference.ipynb #p04-viewdefs
 VIEWS = dict(identity=lambda x: x, flip=lambda x: x[..., ::-1], **{f'rot{90*k}': lambda x, k=k: np.rot90(x, k, (2, 3)) for k in (1, 2, 3)},
@@ -76,10 +76,11 @@ class Predictor:
         settings=None, # for a bare state dict: what it lacks (arch, preprocess, fake_means, …)
         whole_image:bool=False, # judge the centre square of each picture, whatever the weights were trained on
         backend=None, # what runs the network, see `make_backend`; None takes the fastest that is here
+        streams:int=1, # how many calls of `judge` may run at once, each on its share of the cores
     ):
         self.file = find_weights(weights)
         self.settings = complete(self.file, read_settings(self.file), settings)
-        self.backend = make_backend(self.file, self.settings, backend, device, settings)
+        self.backend = make_backend(self.file, self.settings, backend, device, settings, streams)
         self.views = get_views(views or self.settings.get('views', 'flip'))
         self.preprocess = Preprocess(**self.settings['preprocess'])
         if whole_image: self.preprocess = replace(self.preprocess, crop='whole')
@@ -136,24 +137,28 @@ def folder_images(folder)->list: # paths, in natural order
 def predict_files(
     predictor, # a `Predictor`
     files, # paths
-    bs:int=32, # images a batch
+    bs:int=8, # images a batch
     progress:bool=False,
 ): # -> (rows: one dict an image, errors: dicts of file and error); a row's `faces` holds what was said of each face
     "Judge many files; unreadable ones land among the errors."
-    files, rows, errors = list(files), [], []
-    def load(f):
+    files, rows, errors, streams = list(files), [], [], predictor.backend.streams
+    gate, workers, waiting = threading.Semaphore(streams), max(streams, cpu_threads()) + 1, deque()
+    def look(f):
         try: return predictor.look(read_rgb(f))
         except (ImageError, OSError) as e: return e
-    with ThreadPoolExecutor() as ex, tqdm(total=len(files), desc='predicting', unit='image', disable=not progress) as bar:
-        batches = [files[i:i+bs] for i in range(0, len(files), bs)]
-        ahead = [[ex.submit(load, f) for f in b] for b in batches[:2]]
-        for k, b in enumerate(batches):
-            looks = [j.result() for j in ahead.pop(0)]
-            if k+2 < len(batches): ahead.append([ex.submit(load, f) for f in batches[k+2]])
-            errors += [dict(file=f.name, error=str(x)) for f, x in zip(b, looks) if isinstance(x, Exception)]
-            good = [(f, x) for f, x in zip(b, looks) if not isinstance(x, Exception)]
-            if good: rows += _rows([f for f, _ in good], predictor.judge([x for _, x in good]))
-            bar.update(len(b))
+    def work(part):
+        looks = [look(f) for f in part]
+        good = [(f, x) for f, x in zip(part, looks) if not isinstance(x, Exception)]
+        bad = [dict(file=f.name, error=str(x)) for f, x in zip(part, looks) if isinstance(x, Exception)]
+        with gate: said = predictor.judge([x for _, x in good]) if good else None
+        return _rows([f for f, _ in good], said) if good else [], bad
+    bs = max(1, min(bs, -(-len(files)//workers)))
+    with ThreadPoolExecutor(workers) as ex, tqdm(total=len(files), desc='predicting', unit='image', disable=not progress) as bar:
+        for i in range(0, len(files), bs):
+            waiting.append(ex.submit(work, files[i:i+bs]))
+            while len(waiting) > 2*workers or (waiting and i+bs >= len(files)):
+                got, bad = waiting.popleft().result()
+                rows += got; errors += bad; bar.update(len(got)+len(bad))
     return rows, errors
 
 def _rows(files, p):
@@ -185,7 +190,7 @@ def write_predictions(rows, errors, out)->Path: # the submission
     atomic_write(out/'errors.csv', _csv(errors, ['file', 'error']))
     return out/'submission.json'
 
-def predict_folder(predictor, folder, out, bs=32, progress=False):
+def predict_folder(predictor, folder, out, bs=8, progress=False):
     "Judge a folder and write the files; returns (rows, errors)."
     rows, errors = predict_files(predictor, folder_images(folder), bs, progress)
     write_predictions(rows, errors, out)
