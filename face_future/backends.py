@@ -38,7 +38,7 @@ def _need(module, extra):
 def cpu_threads()->int:
     "Threads for a network on this CPU: `OMP_NUM_THREADS` where it is set, else the cores that we may use."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return int(os.environ.get('OMP_NUM_THREADS') or cores)
+    return int((os.environ.get('OMP_NUM_THREADS') or str(cores)).split(',')[0])
 
 def in_chunks(run, x):
     "`run` on chunks of a batch: its arrays, joined."
@@ -116,15 +116,17 @@ def cpu_name()->str:
     try: return next(l.split(':', 1)[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
 
+def _here(): return {'cpu': cpu_name(), 'libraries': [m for m in ('openvino', 'onnxruntime', 'torch') if find_spec(m)]}
+
 def keep_order(order):
     "Remember the order of backends, fastest first, that was measured on this machine."
-    atomic_write(_fastest_file(), json.dumps({'cpu': cpu_name(), 'order': list(order)}))
+    atomic_write(_fastest_file(), json.dumps({**_here(), 'order': list(order)}))
 
 def known_order()->tuple:
-    "The order measured on this machine, or else `BACKENDS`."
+    "The order measured on this machine with what is installed now, or else `BACKENDS`."
     try: got = json.loads(_fastest_file().read_text(encoding='utf-8'))
     except (OSError, ValueError): return BACKENDS
-    return tuple(b for b in got['order'] if b in BACKENDS) if got.get('cpu') == cpu_name() else BACKENDS
+    return tuple(b for b in got['order'] if b in BACKENDS) if _here().items() <= got.items() else BACKENDS
 
 # %% ../nbs/04b_backends.ipynb #b04b-make
 def _gpu(): return bool(find_spec('torch')) and bool(shutil.which('nvidia-smi') or Path('/dev/nvidiactl').exists())

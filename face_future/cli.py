@@ -236,7 +236,7 @@ def predict(
     weights: Weights = None,
     out: Annotated[Path, typer.Option(help='Folder for the two JSON files, the table and the errors.')] = Path('predictions'),
     views: Annotated[Optional[str], typer.Option(help='single, flip, seed, or names with commas; default: what the weights do best with.')] = None,
-    bs: Annotated[int, typer.Option(help='Images a batch.')] = 8,
+    bs: Annotated[Optional[int], typer.Option(help='Images a batch; default: 8 on a CPU, 64 on a GPU.')] = None,
     device: Annotated[Optional[str], typer.Option(help='cpu or cuda; default: a GPU if there is one.')] = None,
     backend: Backend = None,
     whole_image: Annotated[bool, typer.Option('--whole-image', help='For pictures that are no faces: judge the centre square.')] = False,

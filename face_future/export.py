@@ -139,6 +139,7 @@ def auroc_change(fake, before, after, rounds=1000, seed=0)->tuple: # AUROC befor
         if 0 < fake[k].sum() < len(k): changes.append(auc(fake[k], after[k]) - auc(fake[k], before[k]))
     return auc(fake, before), auc(fake, after), *np.percentile(changes, [2.5, 97.5])
 
+# %% ../nbs/08_export.ipynb #e08-gatefn2
 def gate(
     graph, # an `.onnx` file; its 8-bit sister `*.int8.onnx` is measured too, if there is one
     labels_file, # its held-out images are used
@@ -164,6 +165,7 @@ def gate(
                         cpu_ms=1e3*cpu/len(x), passed=bool(hi >= 0 and lo > -.005 and not flips) if name[-4:] in ('bf16', 'int8') else None))
     return out
 
+# %% ../nbs/08_export.ipynb #e08-notefn
 def note_precision(graph, rows)->list: # `rows` again
     "Note in the graph which precisions `gate` lets pass."
     model = onnx.load(graph, load_external_data=False)

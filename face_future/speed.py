@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OTHERS', 'seed_way', 'matmul', 'count_flops', 'take_turns', 'at_once', 'network_ways', 'folder_ways', 'machine',
-           'run_bench', 'folder_shares', 'conv_work', 'layers']
+           'keep_record', 'run_bench', 'folder_shares', 'conv_work', 'layers']
 
 # %% ../nbs/08b_speed.ipynb #v08b-imports
 import datetime, os, platform, time
@@ -61,7 +61,7 @@ def take_turns(
                     'p50_ms': np.median(every), 'p95_ms': np.percentile(every, 95), 'calls': len(every)})
     return pd.DataFrame(out)
 
-# %% ../nbs/08b_speed.ipynb #9a6b7cb0
+# %% ../nbs/08b_speed.ipynb #v08b-waysfn
 def at_once(backend, x, streams):
     "A function that gives `x` to a backend from as many threads as it has streams."
     ex = ThreadPoolExecutor(streams)
@@ -88,6 +88,7 @@ def network_ways(file, settings, model, compiled=False, batches=(1, 8, 32)):
         for n in batches: add('torch compiled', lambda n=n: run(n), n)
     return ways
 
+# %% ../nbs/08b_speed.ipynb #v08b-folderways
 def folder_ways(file, settings, model, files):
     "From files to verdicts: the seed's way, and ours by every backend that is here."
     turn, ways = iter(range(10**9)), []
@@ -109,6 +110,18 @@ def machine()->dict:
     return dict(cpu=cpu_name(), threads=cpu_threads(), load=load, date=datetime.date.today().isoformat(), python=platform.python_version(),
                 versions=' '.join(f'{n} {have(n)}' for n in ('torch', 'onnxruntime', 'openvino', 'opencv-python-headless')))
 
+def keep_record(table, out, file, settings, files, **how):
+    "Write the table, and beside it the layers and the folder's shares."
+    stamp = dict(weights=settings['sha256'][:12], size=settings['preprocess']['size'], views=settings.get('views', 'flip'), **how)
+    atomic_write(out, table.round(4).assign(**stamp).to_csv(index=False))
+    beside = lambda name: Path(out).with_name(f'{Path(out).stem}_{name}.csv')
+    atomic_write(beside('folder'), pd.DataFrame(folder_shares(file, files, rounds=how['rounds'])).round(3).to_csv(index=False))
+    graph = find_graph(file, settings['sha256'])
+    for k in ('f32', 'bf16') if graph else ():
+        try: atomic_write(beside(f'layers_{k}'), layers(graph, settings['preprocess']['size'], k).round(4).to_csv(index=False))
+        except ImportError: pass
+
+# %% ../nbs/08b_speed.ipynb #v08b-runfn2
 def run_bench(
     files, # images for the ways from file to verdict
     weights=None, # a file, a packaged name, or None for the default
@@ -128,14 +141,7 @@ def run_bench(
     table['share'] = table.gflop_s/np.where(table.what.str.contains('bf16'), peak['matmul bf16'], peak['matmul f32'])
     bare = table[table.what.isin(BACKENDS)].groupby('what').per_s.max().sort_values(ascending=False)
     keep_order(bare.index)
-    if out:
-        stamp = dict(weights=settings['sha256'][:12], size=settings['preprocess']['size'], views=settings.get('views', 'flip'), rounds=rounds, seconds=seconds, **facts)
-        atomic_write(out, table.round(4).assign(**stamp).to_csv(index=False))
-        if graph := find_graph(file, settings['sha256']):
-            for k in ('f32', 'bf16'):
-                try: atomic_write(Path(out).with_name(f'{Path(out).stem}_layers_{k}.csv'), layers(graph, settings['preprocess']['size'], k).round(4).to_csv(index=False))
-                except (BackendMissing, ImportError): pass
-        atomic_write(Path(out).with_name(f'{Path(out).stem}_folder.csv'), pd.DataFrame(folder_shares(file, files, rounds=rounds)).round(3).to_csv(index=False))
+    if out: keep_record(table, out, file, settings, files, rounds=rounds, seconds=seconds, **facts)
     return table
 
 # %% ../nbs/08b_speed.ipynb #v08b-folderfn
@@ -175,6 +181,7 @@ def conv_work(graph)->dict: # 'Convolution', 'GroupConvolution' -> for each, in 
         out['GroupConvolution' if grouped else 'Convolution'].append((kind, 2*int(np.prod(w))*h*v))
     return out
 
+# %% ../nbs/08b_speed.ipynb #v08b-layersfn2
 OTHERS = dict(ReduceMean='squeeze and excite', Multiply='squeeze and excite', Reorder='change of layout')
 
 def layers(

@@ -137,7 +137,7 @@ def folder_images(folder)->list: # paths, in natural order
 def predict_files(
     predictor, # a `Predictor`
     files, # paths
-    bs:int=8, # images a batch
+    bs:int=None, # images a batch; None: 8 on a CPU, 64 on a GPU
     progress:bool=False,
 ): # -> (rows: one dict an image, errors: dicts of file and error); a row's `faces` holds what was said of each face
     "Judge many files; unreadable ones land among the errors."
@@ -152,7 +152,7 @@ def predict_files(
         bad = [dict(file=f.name, error=str(x)) for f, x in zip(part, looks) if isinstance(x, Exception)]
         with gate: said = predictor.judge([x for _, x in good]) if good else None
         return _rows([f for f, _ in good], said) if good else [], bad
-    bs = max(1, min(bs, -(-len(files)//workers)))
+    bs = max(1, min(bs or (8 if str(predictor.device) == 'cpu' else 64), -(-len(files)//workers)))
     with ThreadPoolExecutor(workers) as ex, tqdm(total=len(files), desc='predicting', unit='image', disable=not progress) as bar:
         for i in range(0, len(files), bs):
             waiting.append(ex.submit(work, files[i:i+bs]))
@@ -190,7 +190,7 @@ def write_predictions(rows, errors, out)->Path: # the submission
     atomic_write(out/'errors.csv', _csv(errors, ['file', 'error']))
     return out/'submission.json'
 
-def predict_folder(predictor, folder, out, bs=8, progress=False):
+def predict_folder(predictor, folder, out, bs=None, progress=False):
     "Judge a folder and write the files; returns (rows, errors)."
     rows, errors = predict_files(predictor, folder_images(folder), bs, progress)
     write_predictions(rows, errors, out)
