@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'FakeMeans', 'Backend', 'Weights', 'command', 'labels', 'audit', 'toy', 'opt', 'train',
-           'held_out_table', 'held_out_settings', 'pack', 'about', 'predict', 'check', 'export', 'bench']
+           'held_out_settings', 'pack', 'about', 'predict', 'check', 'export', 'bench', 'evaluate', 'card']
 
 # %% ../nbs/10_cli.ipynb #c10-imports
 import functools, json, os, sys, time
@@ -111,6 +111,7 @@ def train(
     arch: Annotated[Optional[str], opt('timm name of the network.')] = None,
     init: Annotated[Optional[str], opt('hub (ImageNet), a weights file, or random.')] = None,
     size: Annotated[Optional[int], opt('Input side, pixels.')] = None,
+    start_size: Annotated[Optional[int], opt('Input side of the first epoch, growing to --size by the middle; 0: --size throughout.')] = None,
     interpolation: Annotated[Optional[str], opt('How smaller pictures are enlarged: nearest, bilinear, bicubic, lanczos.')] = None,
     whole_image: Annotated[bool, typer.Option('--whole-image', help='For pictures that are no faces: the centre square of each, lightly augmented.')] = False,
     margin: Annotated[Optional[float], opt('Side of a face\'s square in units of the face.')] = None,
@@ -147,36 +148,19 @@ def train(
     console.print(f'best weights: {file}; next: face_future predict FOLDER --weights {file}')
 
 # %% ../nbs/10_cli.ipynb #c10-heldout
-def held_out_table(predictor, labels_file):
-    "What `predictor` says of the held-out images, a row each: source, fake (in the world's sense), logit, reason."
-    import pandas as pd
-    from face_future.labels import Labels
-    from face_future.tta_inference import predict_files
-    labels = Labels.load(labels_file)
-    held = labels.rows[labels.rows.split == 'valid']
-    if not len(held): raise ValueError(f'{labels_file} holds no images out: there is nothing to measure on.')
-    files = [f for f, s in zip(labels.files, labels.rows.split) if s == 'valid']
-    rows, errors = predict_files(predictor, files, progress=sys.stderr.isatty())
-    if errors: raise ValueError(f'{errors[0]["file"]}: {errors[0]["error"]}')
-    fake = (held.prediction == 'fake') != (labels.fake_means == 'photograph')
-    return pd.DataFrame(dict(source=held.source.to_numpy(), fake=fake.to_numpy(), logit=[r['logit'] for r in rows], reason=[r['reason'] for r in rows]))
-
-def held_out_settings(predictor, labels_file, max_fpr=None, photo_sources=None):
-    "Temperature, threshold and metrics of `predictor`, with its views, on the held-out images that it is sure enough to judge."
+def held_out_settings(predictor, labels_file, max_fpr=None, max_miss=None, photo_sources=None):
+    "Calibration, threshold, band and metrics of `predictor`, with its views, on the held-out images without a flaw."
     from face_future.audit import score
-    from face_future.train import fit_temperature
-    import numpy as np
-    from face_future.tta_inference import by_source, safe_threshold
-    every = held_out_table(predictor, labels_file)
-    table = every[every.reason == '']
-    temperature, threshold = fit_temperature(table.logit, table.fake), .5
-    p_fake = 1/(1 + np.exp(-table.logit/temperature))
-    if max_fpr is not None:
-        photos = ~table.fake & table.source.isin(photo_sources.split(',') if photo_sources else table.source)
-        threshold = safe_threshold(p_fake[photos], table.source[photos], max_fpr)
-    sources = by_source(table.source, table.fake, p_fake, threshold)
-    return dict(temperature=temperature, threshold=threshold, metrics={'views': ','.join(predictor.views), **score(table.fake, table.logit),
-                'unsure': int((every.reason != '').sum()), **sources})
+    from face_future.calibrate import choose
+    from face_future.evaluate import by_source, report, score_images
+    from face_future.tta_inference import DOUBTS, calibrated
+    every = score_images(predictor, labels_file, progress=sys.stderr.isatty())
+    t = every[every.logit.notna() & every.reason.isin(['', *DOUBTS])]
+    chosen = choose(t.logit, t.fake, t.source, t.group, max_fpr, max_miss, photo_sources and photo_sources.split(','))
+    sources = by_source(t.source, t.fake, calibrated(t.logit, chosen), chosen['threshold'])
+    figures = report(t.assign(score=calibrated(t.logit, chosen)), chosen['threshold']).drop(columns='how')
+    return dict(**chosen, evaluation=json.loads(figures.round(4).to_json(orient='records')),
+                metrics={'views': ','.join(predictor.views), **score(t.fake, t.logit), 'unsure': len(every)-len(t), **sources})
 
 # %% ../nbs/10_cli.ipynb #c10-packcmd
 @command
@@ -187,6 +171,7 @@ def pack(
     labels_file: Annotated[Optional[Path], typer.Option(help='Measure and calibrate on its held-out images.')] = None,
     about: Annotated[Optional[str], typer.Option(help='The line for people, if not the run\'s own.')] = None,
     max_fpr: Annotated[Optional[float], typer.Option(help='Raise the threshold until no more than this share of the photographs of any source is called fake.')] = None,
+    max_miss: Annotated[Optional[float], typer.Option(help='Call real only what keeps the share of fakes so called below this, in every source; what lies between is unsure.')] = None,
     photo_sources: Annotated[Optional[str], typer.Option(help='The sources that --max-fpr is about, with commas; default: all.')] = None,
     size: Annotated[Optional[int], typer.Option(help='Judge at another input side than the one trained at.')] = None,
     card: Annotated[Optional[Path], typer.Option(help='JSON to keep with the weights: data, licence, limits, in words.')] = None,
@@ -208,12 +193,12 @@ def pack(
     settings = {k: v for k, v in p.settings.items() if k not in ('name', 'sha256')} | {'views': views, 'preprocess': asdict(p.preprocess)}
     if about: settings['about'] = about
     if card: settings['card'] = json.loads(card.read_text(encoding='utf-8'))
-    if labels_file: settings |= held_out_settings(p, labels_file, max_fpr, photo_sources)
+    if labels_file: settings |= held_out_settings(p, labels_file, max_fpr, max_miss, photo_sources)
     save_weights(p.model, settings, out, half=True)
     console.print(f'{out}: {out.stat().st_size/1e6:.1f} MB, logits within {gap:.4f}')
     if not labels_file: return
     m = settings['metrics']
-    console.print(f"{m['n']} held-out images, {m['unsure']} more unsure; views {views}; temperature {settings['temperature']:.3f}, threshold {settings['threshold']:.3f}")
+    console.print(f"{m['n']} held-out images, {m['unsure']} more unsure; views {views}; {settings['calibration']['kind']} calibration; real below {settings['real_below']:.3f}, fake from {settings['threshold']:.3f}")
     console.print(f"accuracy {m['accuracy']:.4f} [{m['acc_lo']:.4f}, {m['acc_hi']:.4f}], AUROC {m['auroc']:.4f} [{m['auc_lo']:.4f}, {m['auc_hi']:.4f}]")
     for r in m['pairs']: console.print(f"{r['fake']} against {r['real']}: AUROC {r['auroc']:.4f} [{r['lo']:.4f}, {r['hi']:.4f}], {r['n']} images")
     for r in m['called_fake']: console.print(f"{r['source']}, {'fakes' if r['fake'] else 'photographs'}: {r['share']:.1%} called fake [{r['lo']:.1%}, {r['hi']:.1%}], {r['n']} images")
@@ -322,3 +307,79 @@ def bench(
     for r in table.itertuples(): shown.add_row(r.what, str(r.batch), f'{r.per_s:.1f} ({r.per_s_min:.1f} to {r.per_s_max:.1f})', f'{r.p50_ms:.1f}', f'{r.p95_ms:.1f}', f'{r.share:.0%}' if r.share == r.share else '')
     console.print(shown)
     if out: console.print(f'written to {out}')
+
+# %% ../nbs/10_cli.ipynb #c10-evaluate
+def _scores(weights, scores, labels, split, progress):
+    "(table, threshold, name) of a weights file or of a score file."
+    from face_future.evaluate import read_scores, score_images
+    from face_future.tta_inference import Predictor
+    if scores:
+        rows = labels.rows[[not split or s == split for s in labels.rows.split]].reset_index(drop=True)
+        return read_scores(scores, rows).assign(fake=lambda t: (t.prediction == 'fake') != (labels.fake_means == 'photograph')), .5, scores.name
+    p = Predictor(weights)
+    return score_images(p, labels, split, progress), p.settings['threshold'], p.file.name
+
+@command
+def evaluate(
+    labels_file: Annotated[Path, typer.Argument(help='A train_labels.json.')],
+    weights: Weights = None,
+    scores: Annotated[Optional[Path], typer.Option(help='Judge this table (CSV: path, score, maybe verdict) instead of weights.')] = None,
+    against: Annotated[Optional[Path], typer.Option(help='A second detector to compare with: a table of scores, or a weights file.')] = None,
+    split: Annotated[str, typer.Option(help='valid, train, or all.')] = 'valid',
+    threshold: Annotated[Optional[float], typer.Option(help='Fake from here on; default: the weights\' own, .5 for a table.')] = None,
+    rounds: Annotated[int, typer.Option(help='Of the bootstrap.')] = 1000,
+    robust: Annotated[int, typer.Option(help='Also judge so many images of each source and class under every damage.')] = 0,
+    min_coverage: Annotated[float, typer.Option(help='End with status 1 where less than this share of the images got a score.')] = 0.,
+    out: Annotated[Path, typer.Option(help='Folder for scores.csv, report.csv, coverage.csv, report.png.')] = Path('evaluation'),
+):
+    """How good, honestly: every figure with its interval, source by source, and nothing dropped.
+
+    Example: face_future evaluate data/faces_labels.json --out evaluation
+    """
+    from face_future.evaluate import compare, write_report
+    from face_future.labels import Labels, atomic_write
+    if scores and weights: raise ValueError('Give --weights or --scores, not both: the other one goes to --against.')
+    labels, split = Labels.load(labels_file), '' if split == 'all' else split
+    table, its, name = _scores(weights, scores, labels, split, sys.stderr.isatty())
+    its = its if threshold is None else threshold
+    report, covered = write_report(table, its, out, rounds)
+    shown = Table('', *report.pair.unique())
+    for metric, rows in report.groupby('metric', sort=False): shown.add_row(metric, *(f'{v:.3f} [{a:.3f}, {b:.3f}]' for v, a, b in zip(rows.value, rows.lo, rows.hi)))
+    console.print(shown)
+    share = table.score.notna().mean()
+    console.print(f'{name}: {len(table)} images, a score for {share:.2%}, a verdict for {(table.score.notna() & (table.verdict != "unsure")).mean():.2%}; threshold {its:.3f}; wrote {out}')
+    if against:
+        other, theirs, second = _scores(*((against, None) if against.suffix != '.csv' else (None, against)), labels, split, sys.stderr.isatty())
+        both = (table.score.notna() & other.score.notna()).to_numpy()
+        result = compare(table.fake[both], table.score[both], other.score[both], (its, theirs), (name, second))
+        atomic_write(out/'compare.json', json.dumps(result, indent=1)); console.print(result['sentence'])
+    if robust and not scores: _robustness(weights, labels, split, robust, out)
+    if share < min_coverage:
+        typer.secho(f'error: a score for {share:.2%} of the images, and --min-coverage asks for {min_coverage:.2%}.', fg='red', err=True); raise typer.Exit(1)
+
+def _robustness(weights, labels, split, n, out):
+    "The matrix of chapter 07c, as a table and a heat map."
+    import matplotlib.pyplot as plt
+    from face_future.labels import atomic_write
+    from face_future.robustness import draw_matrix, robustness
+    from face_future.tta_inference import Predictor
+    rows, files = labels.rows[[not split or s == split for s in labels.rows.split]], labels.files
+    some = rows.sample(frac=1, random_state=0).groupby(['source', 'prediction']).head(n)
+    table = robustness(Predictor(weights), [files[i] for i in some.index], some.source, (some.prediction == 'fake') != (labels.fake_means == 'photograph'))
+    atomic_write(out/'robustness.csv', table.to_csv(index=False, float_format='%.4f'))
+    ax = draw_matrix(table); ax.figure.savefig(out/'robustness.png', bbox_inches='tight'); plt.close(ax.figure)
+    console.print(f'{len(some)} images under every damage: {out/"robustness.csv"}, {out/"robustness.png"}')
+
+@command
+def card(
+    weights: Annotated[Optional[str], typer.Argument(help='Weights file, or the name of a packaged one; default: the packaged default.')] = None,
+    out: Annotated[Path, typer.Option(help='The file to write.')] = Path('MODEL_CARD.md'),
+):
+    """Write the model card of a weights file, from the file itself.
+
+    Example: face_future card faces --out MODEL_CARD.md
+    """
+    from face_future.card import write_card
+    from face_future.model import find_weights, load_weights
+    write_card(load_weights(find_weights(weights))[1], out)
+    console.print(f'wrote {out}')
