@@ -10,7 +10,7 @@ config.read(root/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 lib, suffix = cfg['lib_path'], '_requirements'
 extras = {k[:-len(suffix)]: v.split() for k, v in cfg.items() if k.endswith(suffix)}
-extras['dev'] = sorted(set(sum(extras.values(), [])))   # everything
+extras['dev'] = sorted(set(sum((v for k, v in extras.items() if k != 'browser'), [])))   # everything else
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],

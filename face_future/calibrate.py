@@ -114,11 +114,11 @@ def choose(
     return out
 
 # %% ../nbs/07b_calibrate.ipynb #c07b-curve
-def coverage_curve(p_fake, is_fake, source, threshold, rates=(.01, .02, .05, .1, .15, .2, .3, .5)): # -> columns max_miss, real_below, decided, wrong
+def coverage_curve(score, is_fake, source, threshold, rates=(.01, .02, .05, .1, .15, .2, .3, .5)): # -> columns max_miss, real_below, decided, wrong
     "Share of pictures with a verdict, and share of these verdicts that is wrong, for several promises about fakes."
-    p, fake, rows = np.asarray(p_fake, float), np.asarray(is_fake, bool), []
+    p, fake, rows = np.asarray(score, float), np.asarray(is_fake, bool), []
     for r in rates:
-        low = min(threshold, 1-bound(1-p[fake], np.asarray(source)[fake], r))
+        low = min(threshold, -bound(-p[fake], np.asarray(source)[fake], r))
         done = (p >= threshold) | (p < low)
         rows.append(dict(max_miss=r, real_below=low, decided=done.mean(), wrong=((p >= threshold) != fake)[done].mean() if done.any() else np.nan))
     return pd.DataFrame(rows)

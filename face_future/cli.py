@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'FakeMeans', 'Backend', 'Weights', 'command', 'labels', 'audit', 'toy', 'opt', 'train',
-           'held_out_settings', 'pack', 'about', 'predict', 'check', 'export', 'bench', 'evaluate', 'card']
+           'held_out_settings', 'pack', 'about', 'predict', 'check', 'export', 'bench', 'evaluate', 'card', 'left_out',
+           'tsne', 'heatmap', 'env', 'serve', 'prepare_serving']
 
 # %% ../nbs/10_cli.ipynb #c10-imports
 import functools, json, os, sys, time
@@ -383,3 +384,116 @@ def card(
     from face_future.model import find_weights, load_weights
     write_card(load_weights(find_weights(weights))[1], out)
     console.print(f'wrote {out}')
+
+# %% ../nbs/10_cli.ipynb #c10-tsnecmd
+def left_out(seen):
+    "What a table of figures must not hide: the pictures that are not in it."
+    gone = ', '.join(f'{n} {flaw}' for flaw, n in seen.left_out.items())
+    return f'{len(seen)} pictures judged, {seen.table.mistake.sum()} mistakes, {(seen.table.verdict == "unsure").sum()} unsure' + (f'; left out: {gone}' if gone else '')
+
+@command
+def tsne(
+    labels_file: Annotated[Path, typer.Argument(help='train_labels.json; its held-out images are shown.')],
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option(help='Folder for the maps, the page and the figures.')] = Path('tsne'),
+    n: Annotated[int, typer.Option(help='Pictures, evenly over the classes of each source.')] = 1500,
+    split: Annotated[Literal['valid', 'train'], typer.Option(help='train shows what was learnt by heart, and flatters.')] = 'valid',
+    perplexity: Annotated[str, typer.Option(help='About how many neighbours count; several with commas.')] = '5,30,100',
+    seed: Annotated[int, typer.Option(help='Of the choice of pictures and of the maps.')] = 0,
+    whole_image: Annotated[bool, typer.Option('--whole-image', help='For pictures that are no faces.')] = False,
+):
+    """Map what the network sees: tsne.png, tsne.html to walk in, the surest mistakes, figures that keep the maps honest.
+
+    Example: face_future tsne train_labels.json --out tsne
+    """
+    from face_future.atlas import write_map
+    from face_future.heatmaps import turning_point
+    from face_future.labels import Labels
+    from face_future.tsne import see
+    from face_future.tta_inference import Predictor
+    try: perplexities = [float(p) for p in perplexity.split(',')]
+    except ValueError: raise ValueError(f'--perplexity {perplexity}: give numbers with commas, as in 5,30,100.') from None
+    predictor = Predictor(weights, whole_image=whole_image)
+    seen = see(predictor, Labels.load(labels_file), n, split, seed, progress=sys.stderr.isatty())
+    table = Table('told apart', 'in', '15-NN accuracy (95 %)', 'silhouette', 'trustworthiness')
+    for r in write_map(seen, out, perplexities, seed, turning_point(predictor.settings)).itertuples():
+        table.add_row('class' if r.of == 'truth' else r.of, r.space, f'{r.knn:.3f} ({r.knn_lo:.3f} to {r.knn_hi:.3f}), chance {r.chance:.2f}', f'{r.silhouette:.2f}', f'{r.trust:.2f}')
+    console.print(table)
+    console.print(f'{left_out(seen)}; wrote {out/"tsne.png"} and {out/"tsne.html"}')
+
+# %% ../nbs/10_cli.ipynb #c10-heatmapcmd
+@command
+def heatmap(
+    source: Annotated[Path, typer.Argument(help='A picture or a folder to paint; or a labels file, to check the maps on its held-out images.')],
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option(help='Folder for the pictures.')] = Path('heatmaps'),
+    n: Annotated[int, typer.Option(help='With a labels file: pictures to check.')] = 300,
+    whole_image: Annotated[bool, typer.Option('--whole-image', help='For pictures that are no faces.')] = False,
+):
+    """Paint where the network looked: orange speaks for fake, blue for real. A labels file gives a grid and the deletion check.
+
+    Example: face_future heatmap data/sample --out heatmaps
+    """
+    from face_future.heatmaps import paint_files, write_check
+    from face_future.tta_inference import Predictor, folder_images
+    if source.suffix.lower() != '.json':
+        rows, errors = paint_files(Predictor(weights, whole_image=whole_image), folder_images(source), out)
+        for r in rows: console.print(f'{r["file"]}: {r["verdict"]}, p_fake {r["p_fake"]:.3f}, {r["painted"]}', highlight=False)
+        for e in errors: typer.secho(f'error: {e["error"]}', fg='red', err=True)
+        if errors: raise typer.Exit(1)
+        return
+    from face_future.labels import Labels
+    from face_future.tsne import see
+    predictor = Predictor(weights, whole_image=whole_image)
+    seen = see(predictor, Labels.load(source), n, progress=sys.stderr.isatty())
+    table = Table('filled by', 'logit', 'mean (95 %)')
+    for r in write_check(predictor, seen, out): table.add_row(r['fill'], r['what'], f'{r["mean"]:+.3f} ({r["lo"]:+.3f} to {r["hi"]:+.3f})')
+    console.print(table)
+    console.print(f'{left_out(seen)}; wrote {out/"grid.png"} and {out/"deletion.csv"}')
+
+# %% ../nbs/10_cli.ipynb #c10-servecmd
+def env(name, help): return typer.Option(help=help, envvar=f'FACE_FUTURE_{name.upper()}', show_default=False)
+
+@command
+def serve(
+    host: Annotated[str, typer.Option(help='Address to listen on; 0.0.0.0 lets other machines in.', envvar='FACE_FUTURE_HOST')] = '127.0.0.1',
+    port: Annotated[int, typer.Option(help='Port to listen on.', envvar='FACE_FUTURE_PORT')] = 8000,
+    workers: Annotated[int, typer.Option(help='Processes, each with weights of its own. One batches best; more serve machines with many cores.', envvar='FACE_FUTURE_WORKERS')] = 1,
+    weights: Annotated[Optional[str], env('weights', 'Weights file, or the name of a packaged one; default: model_best.* here, else the packaged default.')] = None,
+    views: Annotated[Optional[str], env('views', 'single, flip, seed, or names with commas; default: what the weights do best with.')] = None,
+    whole_image: Annotated[Optional[bool], env('whole_image', 'For pictures that are no faces: judge the centre square.')] = None,
+    max_body_mb: Annotated[Optional[float], env('max_body_mb', 'Largest upload in MB (25).')] = None,
+    max_pixels: Annotated[Optional[int], env('max_pixels', 'Largest picture (50,000,000).')] = None,
+    max_files: Annotated[Optional[int], env('max_files', 'Most files in a request (16).')] = None,
+    max_faces: Annotated[Optional[int], env('max_faces', 'Faces judged in a picture, the largest first (20).')] = None,
+    timeout: Annotated[Optional[float], env('timeout', 'Seconds that an upload may take, and then its verdict (30).')] = None,
+    queue: Annotated[Optional[int], env('queue', 'Pictures accepted and not yet answered (64).')] = None,
+    batch: Annotated[Optional[int], env('batch', 'Faces that the network judges at once (16).')] = None,
+    wait_ms: Annotated[Optional[float], env('wait_ms', 'Longest wait for pictures that could join a batch (5).')] = None,
+    threads: Annotated[Optional[int], env('threads', 'Threads that decode pictures and find faces (one a core).')] = None,
+    rate: Annotated[Optional[float], env('rate', 'Requests a minute for each client (no limit).')] = None,
+    cors: Annotated[Optional[str], env('cors', 'Web origins, with commas, whose pages may ask (none).')] = None,
+):
+    """Serve verdicts over HTTP: a page at /, the interface at /docs. Keys: FACE_FUTURE_API_KEYS, with commas.
+
+    Example: face_future serve --port 8000
+    """
+    given = {k: v for k, v in locals().items() if k not in ('host', 'port', 'workers') and v is not None}
+    try: import uvicorn
+    except ImportError: raise ValueError('Serving needs more packages: pip install "face_future[serve]".') from None
+    prepare_serving(given, workers)
+    console.print(f'a page for people: http://{host}:{port}/    for programs: http://{host}:{port}/docs', highlight=False)
+    uvicorn.run('face_future.api:app', host=host, port=port, workers=workers, server_header=False, timeout_graceful_shutdown=int(given.get('timeout') or 30)*2)
+
+# %% ../nbs/10_cli.ipynb #c10-prepare
+def prepare_serving(given, workers):
+    "Put settings where worker processes find them, and see beforehand that they and the weights are right."
+    import tempfile
+    os.environ |= {f'FACE_FUTURE_{k.upper()}': str(v) for k, v in given.items()}
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # the network's threads must not spin while others decode
+    if workers > 1:
+        os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//workers)))
+        os.environ.setdefault('PROMETHEUS_MULTIPROC_DIR', tempfile.mkdtemp(prefix='face_future_metrics_'))
+    from face_future.model import find_weights
+    from face_future.service import Settings
+    find_weights(Settings.from_env().weights)

@@ -30,11 +30,11 @@ class ImageError(ValueError):
         self.code = code
 
 # %% ../nbs/01_data.ipynb #d01-open
-def _open(src, name, max_pixels):
+def _open(src, name, max_pixels, formats=FORMATS):
     "The opened, not yet decoded image, or an `ImageError`."
-    try: im = Image.open(src, formats=FORMATS)
+    try: im = Image.open(src, formats=formats)
     except UnidentifiedImageError:
-        raise ImageError('not_an_image', f'{name}: not an image in a format we read ({", ".join(FORMATS)}).') from None
+        raise ImageError('not_an_image', f'{name}: not an image in a format we read ({", ".join(formats)}).') from None
     except Image.DecompressionBombError: raise ImageError('too_large', f'{name}: far too many pixels; make it smaller.') from None
     except (OSError, SyntaxError, ValueError, EOFError) as e: raise ImageError('truncated', f'{name}: the header is damaged ({e}).') from None
     w, h = im.size
@@ -59,12 +59,13 @@ def _to_rgb(im):
 def read_rgb(
     src, # path, bytes, or a binary file object
     max_pixels:int=50_000_000, # refuse more pixels than this, judged by the header
+    formats=FORMATS, # Pillow's names of the formats to read, known by their content
 )->np.ndarray: # height × width × 3, uint8, RGB, upright; the first frame of an animation
     "Decode any image to RGB, or raise an `ImageError` (`FileNotFoundError` if there is no such file)."
     name = Path(src).name if isinstance(src, (str, Path)) else 'this upload'
     data = src if isinstance(src, bytes) else Path(src).read_bytes() if isinstance(src, (str, Path)) else src.read()
     if not data: raise ImageError('empty', f'{name}: the file is empty.')
-    im = _open(io.BytesIO(data), name, max_pixels)
+    im = _open(io.BytesIO(data), name, max_pixels, formats)
     try: im = _to_rgb(ImageOps.exif_transpose(im))
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as e:
         raise ImageError('truncated', f'{name}: the file is damaged or cut off ({e}).') from None

@@ -78,7 +78,7 @@ class FaceFinder:
         "The faces in an H × W × 3 uint8 RGB picture."
         for side, border in ((self.side, 0), (self.side//2, .25)):
             scale = min(1, side/max(rgb.shape[:2]))
-            small = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else rgb
+            small = cv2.resize(rgb, None, fx=max(scale, 1/rgb.shape[1]), fy=max(scale, 1/rgb.shape[0]), interpolation=cv2.INTER_AREA) if scale < 1 else rgb
             pad = round(border*max(small.shape[:2]))
             found = self.detect(cv2.copyMakeBorder(small[..., ::-1], pad, pad, pad, pad, cv2.BORDER_CONSTANT))
             if (good := found[found[:, 14] >= self.sure]).size: found = good

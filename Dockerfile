@@ -1,0 +1,25 @@
+# The service in a container:  docker build -t face_future .  &&  docker run --rm -p 127.0.0.1:8000:8000 face_future
+# Settings are environment variables (-e FACE_FUTURE_MAX_FILES=8, …), as `face_future serve --help` lists them.
+# Uploads stay in memory, so the file system may be read-only: add  --read-only --tmpfs /tmp.
+FROM python:3.12-slim-bookworm
+
+# What OpenCV asks of a bare system; no fixed versions, so that a rebuild brings security updates.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
+ && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /src
+COPY settings.ini setup.py README.md LICENSE MANIFEST.in ./
+COPY face_future face_future
+# The package itself: its metadata hold the versions.
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir ".[serve]" && useradd --system --uid 10001 serve
+
+WORKDIR /
+USER 10001
+ENV FACE_FUTURE_HOST=0.0.0.0 FACE_FUTURE_PORT=8000 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NO_ALBUMENTATIONS_UPDATE=1
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
+  CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ['FACE_FUTURE_PORT']}/ready\", timeout=4)"]
+CMD ["face_future", "serve"]
