@@ -3,13 +3,14 @@ PYTHON  ?= python3
 VENV    ?= .venv
 SAMPLE  ?= data/sample
 OUT     ?= predictions
+LABELS  ?= data/faces_labels.json
 WORKERS ?= 2
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install dev predict test check lab hooks clean
+.PHONY: help install dev predict test check export bench lab hooks clean
 
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 METADATA := settings.ini setup.py
@@ -25,18 +26,18 @@ $(VENV)/.installed: $(METADATA)
 	@command -v "$(PYTHON)" >/dev/null || { echo "There is no '$(PYTHON)' here: install Python 3.10 to 3.13, or name one with 'make PYTHON=...'." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; (3, 10) <= v[:2] < (3, 14) or sys.exit("face_future needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d: name another one, as in make PYTHON=python3.12" % v[:2])'
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV) ..."; "$(PYTHON)" -m venv "$(VENV)"; }
-	@echo "Installing face_future (PyTorch comes along: some gigabytes the first time) ..."
+	@echo "Installing face_future (some hundred MB the first time) ..."
 	@"$(BIN)/python" -m pip install --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "Installing what tests and notebooks need ..."
+	@echo "Installing what training, tests and notebooks need (PyTorch comes along: some gigabytes the first time) ..."
 	@"$(BIN)/python" -m pip install --quiet --editable ".[dev]"
 	@rm -f "$(VENV)/.tested"
 	@touch $@
 
-install: $(VENV)/.installed ## install the package into .venv
-dev: $(VENV)/.installed-dev ## install it with nbdev and JupyterLab
+install: $(VENV)/.installed ## install what predicting and serving need into .venv
+dev: $(VENV)/.installed-dev ## install PyTorch, nbdev and JupyterLab too
 
 predict: $(VENV)/.installed ## verdicts on data/sample: a table, and both JSON files in predictions/
 	@"$(BIN)/face_future" predict "$(SAMPLE)" --out "$(OUT)"
@@ -71,6 +72,13 @@ check: $(VENV)/.installed-dev ## see that notebooks are clean and modules are wh
 	  [ -f "$$nb" ] || { echo "$$nb is gone, and the module made from it is still in face_future/: delete that too." >&2; exit 1; }; \
 	done
 	@echo "Notebooks are clean, and the modules are what they export."
+
+export: $(VENV)/.installed-dev ## make the graphs beside the packaged weights anew; measures bf16 where LABELS is there
+	@"$(BIN)/face_future" export challenge --images data/sample
+	@"$(BIN)/face_future" export faces --images data/sample $(if $(wildcard $(LABELS)),--labels-file "$(LABELS)")
+
+bench: $(VENV)/.installed-dev ## time every backend against the seed's way and the processor's limit; minutes, on an idle machine
+	@"$(BIN)/face_future" bench "$(SAMPLE)" --compiled --out nbs/results/speed.csv
 
 lab: $(VENV)/.installed-dev ## open the notebooks in JupyterLab
 	@PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/jupyter" lab nbs

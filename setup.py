@@ -9,6 +9,8 @@ config = ConfigParser(delimiters=['='])
 config.read(root/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 lib, suffix = cfg['lib_path'], '_requirements'
+extras = {k[:-len(suffix)]: v.split() for k, v in cfg.items() if k.endswith(suffix)}
+extras['dev'] = sorted(set(sum((v for k, v in extras.items() if k != 'browser'), [])))   # everything else
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
@@ -17,5 +19,5 @@ setup(
     long_description=(root/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=[lib], package_data={lib: cfg['package_data'].split()}, include_package_data=False, zip_safe=False,
     install_requires=cfg['requirements'].split(),
-    extras_require={k[:-len(suffix)]: v.split() for k, v in cfg.items() if k.endswith(suffix)},
+    extras_require=extras,
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']})

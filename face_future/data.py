@@ -11,7 +11,7 @@ import io, hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, asdict
 from pathlib import Path
-import cv2, numpy as np, torch
+import cv2, numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
@@ -151,8 +151,8 @@ def augmentations(
     return A.Compose(light + (web if level == 'web' else []))
 
 # %% ../nbs/01_data.ipynb #d01-imageset
-class ImageSet(torch.utils.data.Dataset):
-    "Images and their labels (0 real, 1 fake, in the data set's words) as network inputs."
+class ImageSet:
+    "For a `DataLoader`: images and their labels (0 real, 1 fake, in the data set's words) as network inputs."
     def __init__(self,
         rows, # DataFrame with `path`, `prediction` and, if known, `source`
         root, # folder that `path` is relative to
@@ -167,6 +167,7 @@ class ImageSet(torch.utils.data.Dataset):
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
         "Image 3 × size × size float32, and its label as int64."
+        import torch # here, so that who only predicts needs none
         rgb = read_rgb(self.files[i])
         if self.augment:
             self.augment.set_random_seed(int(hashlib.sha256(f'{self.seed}/{self.epoch}/{i}'.encode()).hexdigest()[:8], 16))

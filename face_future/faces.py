@@ -40,23 +40,39 @@ def unsure_reason(
     return 'face_cut' if outside or inside < 2/3*w*h else ''
 
 # %% ../nbs/01b_faces.ipynb #f01-finder
-DETECTOR, _quiet = 'yunet_2023mar', threading.Lock()
+DETECTOR = 'yunet_2023mar'
 
 class FaceFinder:
     "Finds faces with YuNet; one object may be shared by threads."
-    def __init__(self, sure=.7, least=.5, side=640): self.sure, self.least, self.side, self.local = sure, least, side, threading.local()
+    def __init__(self, sure=.7, least=.5, side=640): self.sure, self.least, self.side, self.net, self.lock = sure, least, side, None, threading.Lock()
+
+    def run(self, bgr)->dict: # name of an output -> its array
+        "YuNet's raw outputs for an H × W × 3 uint8 BGR picture whose sides 32 divides."
+        with self.lock:
+            if self.net is None:
+                import onnxruntime as ort
+                options = ort.SessionOptions()
+                options.intra_op_num_threads, options.log_severity_level = 1, 3
+                model = str(package_files('face_future')/'weights'/f'face_detection_{DETECTOR}.onnx')
+                self.net = ort.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+        x = np.ascontiguousarray(bgr.transpose(2, 0, 1)[None], np.float32)
+        return dict(zip([o.name for o in self.net.get_outputs()], self.net.run(None, {'input': x})))
 
     def detect(self, bgr):
-        "What YuNet finds in an H × W × 3 uint8 BGR picture as it is: N × 15, box, points and score."
-        if not hasattr(self.local, 'net'): # OpenCV's detectors must not be shared between threads
-            model = str(package_files('face_future')/'weights'/f'face_detection_{DETECTOR}.onnx')
-            with _quiet: # OpenCV warns of a setting nobody made
-                level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-                self.local.net = cv2.FaceDetectorYN.create(model, '', (320, 320), self.least, .3, 100)
-                cv2.utils.logging.setLogLevel(level)
-        self.local.net.setInputSize(bgr.shape[1::-1])
-        found = self.local.net.detect(bgr)[1]
-        return np.zeros((0, 15), np.float32) if found is None else found
+        "What YuNet finds in an H × W × 3 uint8 BGR picture as it is: N × 15, box, points and score, surest first."
+        h, w = bgr.shape[:2]
+        bgr, found = cv2.copyMakeBorder(bgr, 0, -h % 32, 0, -w % 32, cv2.BORDER_CONSTANT), []
+        out = self.run(bgr)
+        for step in (8, 16, 32): # a cell of so many pixels tells of a face whose middle is in it
+            score = np.sqrt(out[f'cls_{step}'][0, :, 0].clip(0, 1)*out[f'obj_{step}'][0, :, 0].clip(0, 1))
+            k = np.flatnonzero(score > self.least)
+            cell = np.stack([k % (bgr.shape[1]//step), k // (bgr.shape[1]//step)], 1)
+            box, points = out[f'bbox_{step}'][0, k], out[f'kps_{step}'][0, k].reshape(-1, 5, 2)
+            size = np.exp(box[:, 2:])
+            found.append(np.c_[np.c_[cell + box[:, :2] - size/2, size, (cell[:, None] + points).reshape(-1, 10)]*step, score[k]])
+        found = np.concatenate(found).astype(np.float32)
+        keep = cv2.dnn.NMSBoxes(np.trunc(found[:, :4]).tolist(), found[:, 14].tolist(), self.least, .3, top_k=100) if len(found) else []
+        return found[np.asarray(keep, int).ravel()]
 
     def __call__(self, rgb)->list: # of `Face`, the largest first
         "The faces in an H × W × 3 uint8 RGB picture."

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'CONVENTIONS', 'LABEL_SOURCES', 'SUFFIXES', 'COLUMNS', 'NEAR', 'CONTRAST', 'LabelError', 'check_word',
-           'natural_key', 'file_index', 'list_images', 'atomic_write', 'toy_scene', 'toy_image', 'make_toy',
-           'label_table', 'Labels', 'read_folders', 'read_manifest', 'read_rows', 'read_words', 'folder_rows',
-           'read_challenge', 'make_toy_challenge', 'sha256', 'describe', 'scan', 'near_pairs', 'duplicates',
-           'components', 'deal', 'split_labels']
+           'list_images', 'toy_scene', 'toy_image', 'make_toy', 'label_table', 'Labels', 'read_folders',
+           'read_manifest', 'read_rows', 'read_words', 'folder_rows', 'read_challenge', 'make_toy_challenge', 'sha256',
+           'describe', 'scan', 'near_pairs', 'duplicates', 'components', 'deal', 'split_labels']
 
 # %% ../nbs/00_labels.ipynb #lab-imports
-import hashlib, json, os, re, shutil, uuid
+import hashlib, json, os, re, shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageOps
+from .files import atomic_write, file_index, natural_key
 
 # %% ../nbs/00_labels.ipynb #lab-words
 CLASSES = 'real', 'fake'                       # the two words a label may be
@@ -35,16 +35,6 @@ def check_word(name:str, value, allowed) -> str:
 # %% ../nbs/00_labels.ipynb #lab-order
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.avif', '.heic', '.heif'}
 
-def natural_key(s) -> tuple:
-    "Sort key that reads runs of digits as numbers: 2.png before 10.png."
-    s = str(s)
-    return tuple(int(t) if t.isdecimal() else t for t in re.split(r'([0-9]+)', s.casefold())), s
-
-def file_index(path) -> int|str:
-    "A picture's index: its stem, as an int where that is all digits."
-    stem = PurePosixPath(path).stem
-    return int(stem) if re.fullmatch('[0-9]+', stem) else stem
-
 def list_images(folder, recursive:bool=True) -> list[Path]:
     "Image files under `folder` in natural order, by suffix; no hidden files. `LabelError` if there is no such folder."
     folder = Path(folder)
@@ -52,20 +42,6 @@ def list_images(folder, recursive:bool=True) -> list[Path]:
     files = folder.rglob('*') if recursive else folder.iterdir()
     files = [f for f in files if f.suffix.lower() in SUFFIXES and not f.name.startswith('.') and f.is_file()]
     return sorted(files, key=lambda f: natural_key(f.relative_to(folder).as_posix()))
-
-# %% ../nbs/00_labels.ipynb #lab-atomic
-def atomic_write(file, content:str|bytes) -> Path:
-    "Write under a temporary name in the same folder, then `os.replace`. On failure the old file is left as it was."
-    file = Path(file)
-    data = content.encode('utf-8') if isinstance(content, str) else memoryview(content)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tmp = file.with_name(f'.{file.name}.{uuid.uuid4().hex[:8]}.tmp')
-    try:
-        with open(tmp, 'wb') as f:
-            f.write(data); f.flush(); os.fsync(f.fileno())
-        os.replace(tmp, file)
-    finally: tmp.unlink(missing_ok=True)
-    return file
 
 # %% ../nbs/00_labels.ipynb #lab-toy-one
 def toy_scene(rng, size:int) -> Image.Image:
