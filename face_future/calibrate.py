@@ -53,7 +53,7 @@ def choose_calibration(logit, is_fake, group=None, folds=5)->dict: # as a weight
     per = np.bincount(group, by_t-by_iso)/len(z)                          # each group's share of the gain
     gain, se = per.sum(), np.sqrt(len(per))*per.std(ddof=1)
     out = dict(kind='isotonic' if gain > se else 'temperature', temperature=fit_temperature(z, y), images=len(z),
-               log_loss=dict(temperature=round(by_t.mean(), 5), isotonic=round(by_iso.mean(), 5)))
+               log_loss=dict(temperature=round(float(by_t.mean()), 5), isotonic=round(float(by_iso.mean()), 5)))
     if out['kind'] == 'isotonic': out |= fit_isotonic(z, y)
     return _with_id(out)
 
@@ -99,7 +99,7 @@ def choose(
     photo_sources=None, # which sources of photographs the first promise is about; default: all
 )->dict: # calibration, temperature, threshold, real_below, promise
     "Calibration, threshold and band from held-out logits."
-    from face_future.tta_inference import calibrated
+    from face_future.settings import calibrated
     z, fake, source = np.asarray(logit, float), np.asarray(is_fake, bool), np.asarray(source)
     if fake.all() or not fake.any(): raise ValueError('The held-out images are all of one class: nothing can be calibrated on them.')
     c = choose_calibration(z, fake, group)

@@ -154,7 +154,8 @@ def held_out_settings(predictor, labels_file, max_fpr=None, max_miss=None, photo
     from face_future.audit import score
     from face_future.calibrate import choose
     from face_future.evaluate import by_source, report, score_images
-    from face_future.tta_inference import DOUBTS, calibrated
+    from face_future.settings import calibrated
+    from face_future.tta_inference import DOUBTS
     every = score_images(predictor, labels_file, progress=sys.stderr.isatty())
     t = every[every.logit.notna() & every.reason.isin(['', *DOUBTS])]
     chosen = choose(t.logit, t.fake, t.source, t.group, max_fpr, max_miss, photo_sources and photo_sources.split(','))

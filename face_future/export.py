@@ -149,7 +149,7 @@ def gate(
     graph, out = Path(graph), []
     settings, (x, fake) = read_settings(graph), held_out_squares(graph, labels_file, n)
     sign = (1 if settings['fake_means'] == 'generated' else -1)*(1 if settings['classes'] == ['real', 'fake'] else -1)
-    from face_future.tta_inference import calibrated
+    from face_future.settings import calibrated
     high, small = settings.get('threshold', .5), graph.with_suffix('.int8.onnx')
     def side(z): # 1 fake, -1 real, 0 unsure
         p = calibrated(z, {'temperature': 1., **settings})

@@ -17,7 +17,7 @@ FAKE_COLOUR, REAL_COLOUR = np.float32([213, 94, 0]), np.float32([0, 114, 178]) #
 
 def turning_point(settings)->float: # of a `Predictor`: its `threshold` and calibration
     "The logit from which on a picture is called fake, between -40 and 40."
-    from face_future.tta_inference import calibrated
+    from face_future.settings import calibrated
     z = np.linspace(-40, 40, 16001)
     return float(z[min(np.searchsorted(calibrated(z, settings), settings['threshold']), len(z)-1)])
 
