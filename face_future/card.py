@@ -7,7 +7,7 @@ __all__ = ['SHOWN', 'render_card', 'write_card']
 
 # %% ../nbs/07d_card.ipynb #k07d-imports
 from pathlib import Path
-from .labels import atomic_write
+from .files import atomic_write
 
 # %% ../nbs/07d_card.ipynb #k07d-render
 SHOWN = dict(auroc='AUROC', average_precision='average precision', eer='EER', tpr_at_1='TPR at 1 % FPR', tpr_at_5='TPR at 5 % FPR', recall='fakes called fake',

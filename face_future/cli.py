@@ -382,8 +382,9 @@ def card(
     Example: face_future card faces --out MODEL_CARD.md
     """
     from face_future.card import write_card
-    from face_future.model import find_weights, load_weights
-    write_card(load_weights(find_weights(weights))[1], out)
+    from face_future.settings import complete, find_weights, read_settings
+    file = find_weights(weights)
+    write_card(complete(file, read_settings(file)), out)
     console.print(f'wrote {out}')
 
 # %% ../nbs/10_cli.ipynb #c10-tsnecmd
@@ -462,6 +463,7 @@ def serve(
     workers: Annotated[int, typer.Option(help='Processes, each with weights of its own. One batches best; more serve machines with many cores.', envvar='FACE_FUTURE_WORKERS')] = 1,
     weights: Annotated[Optional[str], env('weights', 'Weights file, or the name of a packaged one; default: model_best.* here, else the packaged default.')] = None,
     views: Annotated[Optional[str], env('views', 'single, flip, seed, or names with commas; default: what the weights do best with.')] = None,
+    backend: Annotated[Optional[str], env('backend', 'onnx, openvino, openvino-bf16 or torch; default: the fastest that is here and as good.')] = None,
     whole_image: Annotated[Optional[bool], env('whole_image', 'For pictures that are no faces: judge the centre square.')] = None,
     max_body_mb: Annotated[Optional[float], env('max_body_mb', 'Largest upload in MB (25).')] = None,
     max_pixels: Annotated[Optional[int], env('max_pixels', 'Largest picture (50,000,000).')] = None,
@@ -495,6 +497,6 @@ def prepare_serving(given, workers):
     if workers > 1:
         os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//workers)))
         os.environ.setdefault('PROMETHEUS_MULTIPROC_DIR', tempfile.mkdtemp(prefix='face_future_metrics_'))
-    from face_future.model import find_weights
     from face_future.service import Settings
+    from face_future.settings import find_weights
     find_weights(Settings.from_env().weights)

@@ -90,7 +90,7 @@ class FaceFinder:
         return [Face(*f, unsure_reason(*f[:2], *rgb.shape[:2])) for f in faces]
 
 # %% ../nbs/01b_faces.ipynb #f01-qualityfn
-LIMITS = dict(too_dark=20, too_blurred=.06, too_compressed=2.2)
+LIMITS = dict(too_dark=20, too_blurred=.1, too_compressed=2.2)
 
 def quality(
     rgb, # H × W × 3 uint8

@@ -9,7 +9,7 @@ __all__ = ['FAKE_COLOUR', 'REAL_COLOUR', 'FILLS', 'turning_point', 'spread', 'ov
 # %% ../nbs/05b_heatmaps.ipynb #h05-imports
 from pathlib import Path
 import cv2, numpy as np
-from .labels import atomic_write
+from .files import atomic_write
 from .data import ImageError, centre_square, face_square, read_rgb
 
 # %% ../nbs/05b_heatmaps.ipynb #h05-overlayfn

@@ -22,6 +22,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra='forbid')
     weights:Optional[str] = Field(None, description='Weights file, or the name of a packaged one.')
     views:Optional[str] = Field(None, description='single, flip, seed, or names with commas; default: what the weights do best with.')
+    backend:Optional[str] = Field(None, description='onnx, openvino, openvino-bf16 or torch; default: the fastest that is here and as good.')
     whole_image:bool = Field(False, description='Judge the centre square of each picture: for pictures that are no faces.')
     max_body_mb:float = Field(25, gt=0, description='Largest upload, all its files together, in MB.')
     max_pixels:int = Field(50_000_000, gt=0, description='Largest picture, known from its header.')
@@ -120,7 +121,7 @@ def load_predictor(settings):
     "The `Predictor` of these settings. Pictures are spread over threads here, so OpenCV needs none of its own."
     from face_future.tta_inference import Predictor
     cv2.setNumThreads(1)
-    return Predictor(settings.weights, views=settings.views, whole_image=settings.whole_image)
+    return Predictor(settings.weights, views=settings.views, whole_image=settings.whole_image, backend=settings.backend)
 
 # %% ../nbs/06e_service.ipynb #e06-fakedef
 class RedIsFake:
