@@ -73,5 +73,5 @@ def draw_matrix(table, metric='auroc', ax=None):
     ax = ax or plt.subplots(figsize=(1.5+1.1*len(cols), .6+.24*len(rows)), dpi=65)[1]
     ax.imshow(v, cmap='cividis', aspect='auto', vmin=.5 if metric == 'auroc' else 0, vmax=1)
     for i, j in np.ndindex(v.shape): ax.text(j, i, f'{v[i, j]:.2f}'.lstrip('0') if v[i, j] < 1 else '1', ha='center', va='center', fontsize=7, color='k' if v[i, j] > .75 else 'w')
-    ax.set_xticks(range(len(cols)), [c.replace(', ', '\n') for c in cols], fontsize=7); ax.set_yticks(range(len(rows)), rows, fontsize=7); ax.set_title(metric.replace('_', ' '), fontsize=9)
+    ax.set_xticks(range(len(cols)), cols, fontsize=7, rotation=30, ha='right'); ax.set_yticks(range(len(rows)), rows, fontsize=7); ax.set_title(metric.replace('_', ' '), fontsize=9)
     return ax
