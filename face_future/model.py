@@ -96,7 +96,7 @@ def grow(
             w = old[k]
             if v.ndim == 4 and w.shape[1] > 1: v[:w.shape[0], w.shape[1]:] = 0 # old channels don't read new ones
             v[tuple(slice(n) for n in w.shape)] = w
-        elif k.endswith('bn3.weight') and f'{block}.conv_pwl.weight' not in old: v.zero_() # a new block is the identity
+        elif k.endswith('bn3.weight' if f'{block}.bn3.weight' in new else 'bn2.weight') and f'{block}.bn1.weight' not in old: v.zero_() # a new block is the identity
     large.load_state_dict(new)
     return large
 
