@@ -138,10 +138,9 @@ def compare(y, first, second, thresholds=(.5, .5), names=('the first', 'the seco
 def read_scores(
     file, # CSV with columns path and score; maybe verdict (real, fake, unsure)
     rows, # a labels file's rows: path, …
-    name=None, # in messages; default: the file's
 )->pd.DataFrame: # `rows` with score (nan: missing) and verdict ('' where none was given)
     "A score for each labelled image, matched by path."
-    got, name = pd.read_csv(file), name or Path(file).name
+    got, name = pd.read_csv(file), Path(file).name
     if missing := {'path', 'score'} - set(got.columns):
         raise ValueError(f'{name} has no column {" or ".join(sorted(missing))}: it needs path and score, a row an image.')
     if (twice := got.path[got.path.duplicated()]).size: raise ValueError(f'{name} has more than one row for {twice.iloc[0]}.')
@@ -188,15 +187,16 @@ def report(table, threshold:float, rounds:int=1000)->pd.DataFrame:
         out.append(intervals(t.fake, t.score, threshold, g, rounds).assign(pair=name, n_fake=int(t.fake.sum()), n_real=int((~t.fake).sum())))
     return pd.concat(out)[['pair', 'n_fake', 'n_real', 'metric', 'value', 'lo', 'hi', 'how']].reset_index(drop=True)
 
-def coverage(table)->pd.DataFrame: # source, fake, n, scored, decided, called_fake, wrong: shares of n, and of those decided
-    "How many images got a score, how many a verdict, and how many of the verdicts were wrong."
-    t = table.assign(scored=table.score.notna(), decided=table.score.notna() & (table.verdict != 'unsure'))
+def coverage(table, threshold:float)->pd.DataFrame: # source, fake, n, scored, decided, called_fake, wrong: shares of n, and of those decided
+    "How many images got a score, how many a verdict (where none is given, the threshold's), and how many of the verdicts were wrong."
+    verdict = table.verdict.where(table.verdict != '', np.where(table.score >= threshold, 'fake', 'real'))
+    t = table.assign(verdict=verdict, scored=table.score.notna(), decided=table.score.notna() & (table.verdict != 'unsure'))
     t = t.assign(called_fake=(t.verdict == 'fake').where(t.decided), wrong=((t.verdict == 'fake') != t.fake).where(t.decided))
     out = t.groupby(['source', 'fake']).agg(n=('scored', 'size'), scored=('scored', 'mean'), decided=('decided', 'mean'), called_fake=('called_fake', 'mean'), wrong=('wrong', 'mean'))
     return out.astype(float).astype({'n': int}).reset_index()
 
 # %% ../nbs/07_evaluate.ipynb #e07-write
-def draw_report(table, threshold, names=None):
+def draw_report(table, threshold):
     "ROC by pair, reliability, and the scores of both classes; a matplotlib figure."
     import matplotlib.pyplot as plt
     fig, (a, b, c) = plt.subplots(1, 3, figsize=(11, 3.4), dpi=70)
@@ -215,7 +215,7 @@ def draw_report(table, threshold, names=None):
 def write_report(table, threshold, out, rounds:int=1000):
     "`scores.csv`, `report.csv`, `coverage.csv`, `report.png` in the folder `out`; returns (report, coverage)."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    figures, covered = report(table, threshold, rounds), coverage(table)
+    figures, covered = report(table, threshold, rounds), coverage(table, threshold)
     for name, t in dict(scores=table, report=figures, coverage=covered).items(): atomic_write(out/f'{name}.csv', t.to_csv(index=False, float_format='%.6g'))
     b = io.BytesIO(); fig = draw_report(table, threshold); fig.savefig(b, format='png'); atomic_write(out/'report.png', b.getvalue())
     import matplotlib.pyplot as plt; plt.close(fig)
