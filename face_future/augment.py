@@ -45,10 +45,11 @@ def _degradations():
         colour=A.OneOf([A.RandomBrightnessContrast(.25, .25), A.HueSaturationValue(10, 30, 15), A.RGBShift(20, 20, 20),
                         A.RandomGamma((70, 140)), A.ToGray()], p=.5),
         occlude=A.CoarseDropout(num_holes_range=(1, 3), hole_height_range=(.08, .3), hole_width_range=(.08, .3), fill='random_uniform', p=.1),
-        blur=A.OneOf([A.GaussianBlur(blur_limit=0, sigma_limit=(.3, 3.), p=.7), A.MotionBlur((3, 9), p=.2), A.Sharpen((.1, .4), p=.1)], p=.4),
+        blur=A.OneOf([A.GaussianBlur(blur_limit=0, sigma_limit=(.3, 3.), p=.7), A.MotionBlur((3, 9), p=.2), A.Sharpen((.1, .4), p=.1)], p=.3),
         rescale=Shrink((.25, 1), p=.5),
         noise=A.OneOf([A.GaussNoise(std_range=(.01, .1)), A.ISONoise((.01, .05), (.1, .5))], p=.25),
-        jpeg=A.OneOf([A.ImageCompression('jpeg', (30, 100)), PillowJPEG((30, 100), p=1), A.ImageCompression('webp', (30, 100))], p=.5))
+        jpeg=A.OneOf([A.ImageCompression('jpeg', (30, 100)), PillowJPEG((30, 100), p=1), A.ImageCompression('webp', (30, 100))], p=.5),
+        last_blur=A.OneOf([A.GaussianBlur(blur_limit=0, sigma_limit=(.3, 2.5), p=.8), A.MotionBlur((3, 7), p=.2)], p=.15))
 DEGRADATIONS = tuple(_degradations())
 
 def face_augmentations(
