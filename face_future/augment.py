@@ -13,7 +13,7 @@ os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 import albumentations as A
 import cv2, numpy as np, pandas as pd, torch
 from PIL import Image
-from .audit import probe, spectrum
+from .shortcuts import probe, spectrum
 from .data import ImageSet, Preprocess, face_square, read_rgb
 
 # %% ../nbs/01c_augment.ipynb #a01c-jpeg

@@ -21,7 +21,7 @@ from fastai.metrics import AccumMetric, accuracy
 from sklearn.metrics import roc_auc_score
 from timm.utils import ModelEmaV3
 import face_future
-from .audit import score
+from .shortcuts import score
 from .calibrate import fit_temperature
 from .labels import Labels, atomic_write, split_labels
 from .data import ImageSet, Preprocess, augmentations, check_images
