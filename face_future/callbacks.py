@@ -6,7 +6,8 @@
 __all__ = ['SeedEpoch', 'FrozenStart', 'size_at', 'SmallFirst', 'EMA', 'save_torch', 'plain_opt', 'Keep']
 
 # %% ../nbs/03a_callbacks.ipynb #k03-imports
-import io, time
+import io, time, warnings
+warnings.filterwarnings('ignore', '`torch.jit.script`', FutureWarning)   # fastai's own, when it is imported
 from dataclasses import asdict, replace
 from pathlib import Path
 import pandas as pd, torch

@@ -7,7 +7,8 @@ __all__ = ['Recipe', 'get_rows', 'with_faces', 'BalancedLoader', 'get_set', 'get
            'provenance', 'train', 'held_out_logits', 'finish', 'measure']
 
 # %% ../nbs/03_train.ipynb #t03-imports
-import os, platform, subprocess
+import os, platform, subprocess, warnings
+warnings.filterwarnings('ignore', '`torch.jit.script`', FutureWarning)   # fastai's own, when it is imported
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace

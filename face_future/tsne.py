@@ -39,7 +39,13 @@ class Seen:
     cam:np.ndarray      # N × h × w, float32: its activation map (chapter 05b), or None
     left_out:dict       # how many could not be judged, by the flaw
     def __len__(self): return len(self.table)
+    def said(self):
+        "What figures must not hide: how many pictures, mistakes and unsure ones, and what is not among them."
+        gone = ', '.join(f'{n} {flaw}' for flaw, n in self.left_out.items())
+        unsure = (self.table.verdict == 'unsure').sum()
+        return f'{len(self)} pictures judged, {self.table.mistake.sum()} mistakes, {unsure} unsure' + (f'; left out: {gone}' if gone else '')
 
+# %% ../nbs/05_tsne.ipynb #t05-see
 def see(
     predictor, labels, # a `Predictor`, a `Labels`
     n:int=1500, split:str='valid', seed:int=0, # see `pick`
