@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install dev predict test check export bench lab hooks clean
+.PHONY: help install dev predict test check book export bench lab hooks clean
 
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 METADATA := settings.ini setup.py
@@ -72,6 +72,9 @@ check: $(VENV)/.installed-dev ## see that notebooks are clean and modules are wh
 	  [ -f "$$nb" ] || { echo "$$nb is gone, and the module made from it is still in face_future/: delete that too." >&2; exit 1; }; \
 	done
 	@echo "Notebooks are clean, and the modules are what they export."
+
+book: $(VENV)/.installed-dev ## read every chapter in a real Jupyter kernel, one by one: no error, no warning; a quarter of an hour
+	@OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/python" -c 'from face_future.book import read_book; read_book("nbs")'
 
 export: $(VENV)/.installed-dev ## make the graphs beside the packaged weights anew; measures bf16 where LABELS is there
 	@"$(BIN)/face_future" export challenge --images data/sample
