@@ -471,9 +471,8 @@ def serve(
     max_faces: Annotated[Optional[int], env('max_faces', 'Faces judged in a picture, the largest first (20).')] = None,
     timeout: Annotated[Optional[float], env('timeout', 'Seconds that an upload may take, and then its verdict (30).')] = None,
     queue: Annotated[Optional[int], env('queue', 'Pictures accepted and not yet answered (64).')] = None,
-    batch: Annotated[Optional[int], env('batch', 'Faces that the network judges at once (16).')] = None,
-    wait_ms: Annotated[Optional[float], env('wait_ms', 'Longest wait for pictures that could join a batch (5).')] = None,
-    threads: Annotated[Optional[int], env('threads', 'Threads that decode pictures and find faces (one a core).')] = None,
+    batch: Annotated[Optional[int], env('batch', 'Faces that the network judges at once (8).')] = None,
+    threads: Annotated[Optional[int], env('threads', 'Threads, each of which sees pictures through from bytes to verdict (one a core).')] = None,
     rate: Annotated[Optional[float], env('rate', 'Requests a minute for each client (no limit).')] = None,
     cors: Annotated[Optional[str], env('cors', 'Web origins, with commas, whose pages may ask (none).')] = None,
 ):
