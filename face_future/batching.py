@@ -39,18 +39,21 @@ def gather(
 # %% ../nbs/06c_batching.ipynb #c06-placesdef
 class Places:
     "So many pictures may be in the house; `held` are."
-    def __init__(self, room:int=64): self.room, self.held = room, 0
+    def __init__(self, room:int=64, seen=lambda held: None): # seen: told of each change
+        self.room, self.seen, self.held = room, seen, 0
 
     def check(self, n:int=1):
         "A `Problem` 503 if there is no room for `n` more."
         if self.held + n > self.room: raise Problem(503, 'busy', 'The service is busy; try again in a moment.', Retry_After=1)
 
+    def _change(self, n): self.held += n; self.seen(self.held)
+
     @contextmanager
     def __call__(self, n:int=1):
         "Room for `n` pictures while the block runs, or a `Problem`."
-        self.check(n); self.held += n
+        self.check(n); self._change(n)
         try: yield
-        finally: self.held -= n
+        finally: self._change(-n)
 
 # %% ../nbs/06c_batching.ipynb #c06-batcherdef
 class Batcher:

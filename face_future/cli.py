@@ -490,12 +490,14 @@ def serve(
 # %% ../nbs/10_cli.ipynb #c10-prepare
 def prepare_serving(given, workers):
     "Put settings where worker processes find them, and see beforehand that they and the weights are right."
-    import tempfile
+    import atexit, shutil, tempfile
     os.environ |= {f'FACE_FUTURE_{k.upper()}': str(v) for k, v in given.items()}
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # the network's threads must not spin while others decode
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # PyTorch's threads must not spin while others decode
     if workers > 1:
         os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//workers)))
-        os.environ.setdefault('PROMETHEUS_MULTIPROC_DIR', tempfile.mkdtemp(prefix='face_future_metrics_'))
+        if 'PROMETHEUS_MULTIPROC_DIR' not in os.environ:
+            os.environ['PROMETHEUS_MULTIPROC_DIR'] = folder = tempfile.mkdtemp(prefix='face_future_metrics_')
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
     from face_future.service import Settings
-    from face_future.settings import find_weights
-    find_weights(Settings.from_env().weights)
+    from face_future.settings import find_weights, read_settings
+    read_settings(find_weights(Settings.from_env().weights))

@@ -74,7 +74,8 @@ class Metrics:
 class Service:
     "A predictor and all that stands between it and its clients."
     def __init__(self, predictor, settings):
-        self.predictor, self.settings, self.metrics, self.places = predictor, settings, Metrics(), Places(settings.queue)
+        self.predictor, self.settings, self.metrics = predictor, settings, Metrics()
+        self.places = Places(settings.queue, self.metrics.held.set)
         self.batcher, self.network = Batcher(self.judge, settings.threads or cpu_threads(), settings.batch), threading.Semaphore(predictor.backend.streams)
         self.model = dict(name=predictor.settings['name'], sha256=predictor.settings['sha256'])
 
