@@ -43,8 +43,8 @@ class ModelName(BaseModel):
     name:str; sha256:str
 
 class Timing(BaseModel):
-    prepare:float = Field(description='Decoding and finding faces, with the wait for a thread.')
-    judge:float = Field(description='The network, with the wait for a batch.')
+    prepare:float = Field(description='Decoding and finding faces, with the wait for a free thread.')
+    judge:float = Field(description='The network, for all that was judged together.')
     total:float
 
 # %% ../nbs/06d_answers.ipynb #d06-answers

@@ -97,9 +97,7 @@ def ready(request:Request)->dict:
 
 @facts.get('/metrics', summary='For Prometheus', response_class=Response, responses={200: {'content': {'text/plain': {}}}, **errors(503)})
 def metrics(request:Request):
-    service = service_of(request)
-    service.metrics.held.set(service.places.held)
-    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 # %% ../nbs/06_api.ipynb #a06-errorsdef
 CODES = {404: ('not_found', 'There is nothing at this address; see /docs.'), 405: ('method_not_allowed', 'This address takes another method; see /docs.')}

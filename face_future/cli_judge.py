@@ -121,9 +121,8 @@ def serve(
     max_faces: Annotated[Optional[int], env('max_faces', 'Faces judged in a picture, the largest first (20).')] = None,
     timeout: Annotated[Optional[float], env('timeout', 'Seconds that an upload may take, and then its verdict (30).')] = None,
     queue: Annotated[Optional[int], env('queue', 'Pictures accepted and not yet answered (64).')] = None,
-    batch: Annotated[Optional[int], env('batch', 'Faces that the network judges at once (16).')] = None,
-    wait_ms: Annotated[Optional[float], env('wait_ms', 'Longest wait for pictures that could join a batch (5).')] = None,
-    threads: Annotated[Optional[int], env('threads', 'Threads that decode pictures and find faces (one a core).')] = None,
+    batch: Annotated[Optional[int], env('batch', 'Faces that the network judges at once (8).')] = None,
+    threads: Annotated[Optional[int], env('threads', 'Threads, each of which sees pictures through from bytes to verdict (one a core).')] = None,
     rate: Annotated[Optional[float], env('rate', 'Requests a minute for each client (no limit).')] = None,
     cors: Annotated[Optional[str], env('cors', 'Web origins, with commas, whose pages may ask (none).')] = None,
 ):
@@ -141,12 +140,14 @@ def serve(
 # %% ../nbs/10c_cli_judge.ipynb #c10-prepare
 def prepare_serving(given, workers):
     "Put settings where worker processes find them, and see beforehand that they and the weights are right."
-    import tempfile
+    import atexit, shutil, tempfile
     os.environ |= {f'FACE_FUTURE_{k.upper()}': str(v) for k, v in given.items()}
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # the network's threads must not spin while others decode
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # PyTorch's threads must not spin while others decode
     if workers > 1:
         os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//workers)))
-        os.environ.setdefault('PROMETHEUS_MULTIPROC_DIR', tempfile.mkdtemp(prefix='face_future_metrics_'))
+        if 'PROMETHEUS_MULTIPROC_DIR' not in os.environ:
+            os.environ['PROMETHEUS_MULTIPROC_DIR'] = folder = tempfile.mkdtemp(prefix='face_future_metrics_')
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
     from face_future.service import Settings
-    from face_future.settings import find_weights
-    find_weights(Settings.from_env().weights)
+    from face_future.settings import find_weights, read_settings
+    read_settings(find_weights(Settings.from_env().weights))

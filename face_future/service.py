@@ -6,14 +6,15 @@
 __all__ = ['Settings', 'listed', 'Metrics', 'Service', 'load_predictor', 'RedIsFake']
 
 # %% ../nbs/06e_service.ipynb #e06-imports
-import asyncio, os, time
-from concurrent.futures import ThreadPoolExecutor
+import asyncio, os, threading, time
+from types import SimpleNamespace
 from typing import Optional
 import cv2, numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from .answers import compose
-from .batching import Batcher, Places, split
+from .backends import cpu_threads
+from .batching import Batcher, Places, gather, split
 from .guard import Problem, decode
 
 # %% ../nbs/06e_service.ipynb #e06-settingsdef
@@ -30,9 +31,8 @@ class Settings(BaseModel):
     max_faces:int = Field(20, ge=1, description='Faces judged in one picture, the largest first.')
     timeout:float = Field(30, gt=0, description='Seconds that an upload may take, and then its verdict.')
     queue:int = Field(64, ge=1, description='Pictures accepted and not yet answered; the next gets a 503.')
-    batch:int = Field(16, ge=1, description='Faces that the network judges at once.')
-    wait_ms:float = Field(5, ge=0, description='Longest wait for pictures that could join a batch.')
-    threads:int = Field(0, ge=0, description='Threads that decode pictures and find faces; 0: one a processor core.')
+    batch:int = Field(8, ge=1, description='Faces that the network judges at once.')
+    threads:int = Field(0, ge=0, description='Threads, each of which sees pictures through from bytes to verdict; 0: one a processor core.')
     api_keys:str = Field('', description='Keys, with commas, one of which a request must carry as X-API-Key; none: open to all.')
     rate:float = Field(0, ge=0, description='Requests a minute that each client may make; 0: no limit.')
     cors:str = Field('', description='Web origins, with commas, whose pages may ask from a browser; none: only our own page.')
@@ -74,10 +74,9 @@ class Metrics:
 class Service:
     "A predictor and all that stands between it and its clients."
     def __init__(self, predictor, settings):
-        self.predictor, self.settings, self.metrics, self.places = predictor, settings, Metrics(), Places(settings.queue)
-        judge = lambda looks: split(predictor.judge(looks), len(looks))
-        self.batcher = Batcher(judge, self.places, settings.batch, settings.wait_ms/1000, self.metrics.batch)
-        self.pool = ThreadPoolExecutor(settings.threads or os.cpu_count() or 1, 'decode')
+        self.predictor, self.settings, self.metrics = predictor, settings, Metrics()
+        self.places = Places(settings.queue, self.metrics.held.set)
+        self.batcher, self.network = Batcher(self.judge, settings.threads or cpu_threads(), settings.batch), threading.Semaphore(predictor.backend.streams)
         self.model = dict(name=predictor.settings['name'], sha256=predictor.settings['sha256'])
 
     def self_test(self):
@@ -88,24 +87,41 @@ class Service:
             raise RuntimeError('The self-test failed: the network does not give the same probability for the same picture.')
 
     def prepare(self, data):
-        "Bytes -> (facts of the file, squares to judge, faces left out). Runs in the pool."
+        "Bytes -> (what is known of the file, squares to judge, faces left out)."
         picture = decode(data, self.settings.max_pixels)
         looks, most = self.predictor.look(picture.rgb), self.settings.max_faces
         h, w = picture.rgb.shape[:2]
-        return dict(width=w, height=h, bytes=picture.bytes, sha256=picture.sha256), looks[:most], max(0, len(looks)-most)
+        return dict(image=dict(width=w, height=h, bytes=picture.bytes, sha256=picture.sha256), faces_left_out=max(0, len(looks)-most)), looks[:most]
+
+    def judge(self, uploads):
+        "For each (bytes, explain) the answer's fields, or the `Problem` if it is no picture. Runs in a thread."
+        out, ready = [None]*len(uploads), []
+        for k, (data, explain) in enumerate(uploads):
+            try: ready.append((k, *self.prepare(data)))
+            except Problem as e: out[k] = e
+        prepared = time.perf_counter()
+        for batch in gather([len(looks) for _, _, looks in ready], self.settings.batch):
+            for i, p in zip(batch, self._network([ready[i][2] for i in batch])):
+                k, known, _ = ready[i]
+                out[k] = prepared, known | compose(p, self.predictor.preprocess, known['image']['height'], known['image']['width'], uploads[k][1])
+        return out
+
+    def _network(self, looks):
+        "A `Prediction` for each picture."
+        with self.network:
+            start = time.perf_counter()
+            said = split(self.predictor.judge(looks), len(looks))
+            self.metrics.batch(sum(map(len, looks)), time.perf_counter()-start)
+        return said
 
     async def answer(self, data, explain, request_id):
         "The `Answer` for a file, as a dict; a `Problem` if it is no picture."
-        threads, start = asyncio.get_running_loop().run_in_executor, time.perf_counter()
-        image, looks, left_out = await threads(self.pool, self.prepare, data)
-        ready = time.perf_counter()
-        p = await self.batcher(looks)
+        start = time.perf_counter()
+        prepared, said = await self.batcher((data, explain))
         end = time.perf_counter()
-        args = p, self.predictor.preprocess, image['height'], image['width'], explain
-        said = await threads(self.pool, compose, *args) if explain else compose(*args)
         self.metrics.pictures.labels(said['verdict']).inc()
-        timing = dict(prepare=ready-start, judge=end-ready, total=time.perf_counter()-start)
-        return dict(**said, faces_left_out=left_out, image=image, model=self.model, timing_ms={k: round(1000*v, 1) for k, v in timing.items()}, request_id=request_id)
+        timing = dict(prepare=prepared-start, judge=end-prepared, total=end-start)
+        return dict(**said, model=self.model, timing_ms={k: round(1000*v, 1) for k, v in timing.items()}, request_id=request_id)
 
     async def answers(self, files, explain, request_id):
         "For each (name, bytes) its answer or its error."
@@ -114,19 +130,21 @@ class Service:
             except Problem as e: return dict(name=name, result=None, **e.body(request_id))
         return await asyncio.gather(*(one(*f) for f in files))
 
-    async def close(self): await self.batcher.close(); self.pool.shutdown()
+    async def close(self): await self.batcher.close()
 
 # %% ../nbs/06e_service.ipynb #e06-load
 def load_predictor(settings):
-    "The `Predictor` of these settings. Pictures are spread over threads here, so OpenCV needs none of its own."
+    "The `Predictor` of these settings, with a stream of its own for each thread."
     from face_future.tta_inference import Predictor
-    cv2.setNumThreads(1)
-    return Predictor(settings.weights, views=settings.views, whole_image=settings.whole_image, backend=settings.backend)
+    cv2.setNumThreads(1) # pictures are spread over threads here, so OpenCV needs none of its own
+    if settings.threads: os.environ['OMP_NUM_THREADS'] = str(settings.threads) # what the network reads too
+    return Predictor(settings.weights, views=settings.views, whole_image=settings.whole_image, backend=settings.backend, streams=cpu_threads())
 
 # %% ../nbs/06e_service.ipynb #e06-fakedef
 class RedIsFake:
     "A stand-in for the `Predictor` in tests: red is fake, blue is real, grey is no face."
     settings = dict(name='red.safetensors', sha256='0'*64, arch='none', preprocess=dict(crop='face'), fake_means='generated', threshold=.5, temperature=1., card=dict(limits='A toy.'))
+    backend = SimpleNamespace(streams=1)
     views, nap = ('identity',), 0 # nap: seconds that a batch takes
     @property
     def preprocess(self):
