@@ -22,14 +22,13 @@ def data_uri(rgb)->str:
 def thumbnails(
     seen:Seen,
     zero:float=0., # see `face_future.heatmaps.overlay`
-    side:int=64, # pixels
 )->list: # N addresses
     "For each picture its square, and beside it its map if there is one."
     pairs = [[s] for s in seen.square]
     if seen.cam is not None:
         full = np.percentile(np.abs(seen.cam - zero), 98)
         pairs = [[s, overlay(s, c, zero, full)] for s, c in zip(seen.square, seen.cam)]
-    return [data_uri(np.hstack([cv2.resize(s, (side, side), interpolation=cv2.INTER_AREA) for s in p])) for p in pairs]
+    return [data_uri(np.hstack([cv2.resize(s, (64, 64), interpolation=cv2.INTER_AREA) for s in p])) for p in pairs]
 
 # %% ../nbs/05c_atlas.ipynb #a05-hover
 MARKS = dict(real='circle', fake='triangle')

@@ -27,9 +27,9 @@ def finding(check:str, severity:str, items, detail:str) -> dict:
     items, count = ([], items) if isinstance(items, int) else (list(items), len(items))
     return dict(check=check, severity=severity if count else 'info', count=count, detail=detail, items=items)
 
-def short(items, n:int=3) -> str:
-    "The first n items in a sentence."
-    return ', '.join(map(str, items[:n])) + (f' and {len(items)-n} more' if len(items) > n else '')
+def short(items) -> str:
+    "The first three items in a sentence."
+    return ', '.join(map(str, items[:3])) + (f' and {len(items)-3} more' if len(items) > 3 else '')
 
 def check_files(labels:Labels, images:pd.DataFrame) -> list[dict]:
     "Rows without a file, files that can't be read, and images beside the labelled ones that no row names."
@@ -60,6 +60,7 @@ def check_duplicates(labels:Labels, pairs:pd.DataFrame) -> list[dict]:
         found.append(finding(f'{kind} duplicates', 'error' if crossed else severity if differ else 'warn', items, detail))
     return found
 
+# %% ../nbs/00b_audit.ipynb #aud-dups-test-folder
 def look_alikes(images:pd.DataFrame, folder) -> tuple:
     "The images of `folder`, and which rows of `images` look like which of them (numbers of both)."
     files = list_images(folder)
@@ -94,6 +95,7 @@ def check_index(labels:Labels) -> list[dict]:
     return [finding('index not unique', 'warn', twice, f'{twice} indices name several pictures: only the path tells them apart'),
             finding('order', 'warn', moved, text)]
 
+# %% ../nbs/00b_audit.ipynb #aud-split
 def check_split(labels:Labels) -> list[dict]:
     "Is there a split, and does a given group cross it?"
     rows, n = labels.rows, labels.rows.split.replace('', 'none').value_counts()
@@ -168,11 +170,11 @@ def audit(
 
 # %% ../nbs/00b_audit.ipynb #aud-plot-counts
 @patch
-def plot_counts(self:AuditReport, ax=None):
+def plot_counts(self:AuditReport):
     "Pictures per class, and per side of the split where there is one."
     rows = self.labels.rows.replace(dict(split={'': 'no split'}))
     n = pd.crosstab(rows.split, rows.prediction).reindex(columns=CLASSES, fill_value=0)
-    ax = n.plot.bar(ax=ax or new_axes(figsize=(4.5, 2.6)), color=COLOURS, rot=0)
+    ax = n.plot.bar(ax=new_axes(figsize=(4.5, 2.6)), color=COLOURS, rot=0)
     for bars in ax.containers: ax.bar_label(bars)
     ax.set(xlabel='', ylabel='pictures'); ax.legend(title='label'); ax.margins(y=.15)
     return ax
@@ -201,7 +203,7 @@ def plot_conflicts(self:AuditReport, n:int=8):
     return picture_grid(captioned(self.labels, paths), n) if paths else None
 
 @patch
-def plot_duplicates(self:AuditReport, n:int=4):
-    "The first n pairs of duplicates, side by side; None if there are none."
-    paths = self.labels.rows.path[self.pairs[['i', 'j']][:n].to_numpy().ravel()]
+def plot_duplicates(self:AuditReport):
+    "The first four pairs of duplicates, side by side; None if there are none."
+    paths = self.labels.rows.path[self.pairs[['i', 'j']][:4].to_numpy().ravel()]
     return picture_grid(captioned(self.labels, paths), min(len(paths), 8)) if len(paths) else None

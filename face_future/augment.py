@@ -184,14 +184,12 @@ def source_probe(
     dataset, # gives (network input, label)
     rows, # its `source` and `prediction`
     preprocess:Preprocess, # to undo
-    n:int=300, # pictures a group, at most
-    seed:int=0,
 )->pd.DataFrame: # a row for each two groups (source and class): a, b, n, auc, lo, hi
-    "What the power spectrum alone tells of source and class, in the network's own inputs."
+    "What the power spectrum alone tells of source and class, in the network's own inputs, of 300 pictures a group at most."
     group = (rows.source + ' ' + rows.prediction).to_numpy()
     seen = {}
     for g in sorted(set(group)):
-        mine = np.random.default_rng(seed).permutation(np.flatnonzero(group == g))[:n]
+        mine = np.random.default_rng(0).permutation(np.flatnonzero(group == g))[:300]
         seen[g] = [spectrum(cv2.cvtColor(preprocess.undo(dataset[int(i)][0]), cv2.COLOR_RGB2GRAY)) for i in mine]
     out = []
     for a, b in combinations(seen, 2):

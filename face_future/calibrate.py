@@ -41,13 +41,13 @@ def _with_id(c): return {'id': hashlib.sha256(json.dumps(c, sort_keys=True).enco
 
 def _loss(p, y): return -np.log(np.clip(np.where(y, p, 1-p), 1e-6, 1))
 
-def choose_calibration(logit, is_fake, group=None, folds=5)->dict: # as a weights file keeps it: id, kind, temperature, maybe corners, and what each scored
+def choose_calibration(logit, is_fake, group=None)->dict: # as a weights file keeps it: id, kind, temperature, maybe corners, and what each scored
     "Temperature, or isotonic regression where cross-validation over groups finds it better by more than one standard error."
     z, y = np.asarray(logit, float), np.asarray(is_fake, bool)
     group = units(len(z), group)
     if group.max() < 1: return _with_id(dict(kind='temperature', temperature=fit_temperature(z, y), images=len(z)))
     by_t, by_iso = np.zeros(len(z)), np.zeros(len(z))
-    for learn, test in GroupKFold(min(folds, len(np.unique(group)))).split(z, y, group):
+    for learn, test in GroupKFold(min(5, len(np.unique(group)))).split(z, y, group):
         by_t[test] = _loss(1/(1+np.exp(-z[test]/fit_temperature(z[learn], y[learn]))), y[test])
         c = fit_isotonic(z[learn], y[learn]); by_iso[test] = _loss(np.interp(z[test], c['logit'], c['p_fake']), y[test])
     per = np.bincount(group, by_t-by_iso)/len(z)                          # each group's share of the gain
@@ -58,11 +58,11 @@ def choose_calibration(logit, is_fake, group=None, folds=5)->dict: # as a weight
     return _with_id(out)
 
 # %% ../nbs/07b_calibrate.ipynb #c07b-reliability
-def reliability(is_fake, p_fake, bins:int=15): # -> columns p, share, lo, hi (Wilson), n; a row for each bin that holds something
-    "Mean probability and share of fakes in equal bins of [0, 1]."
+def reliability(is_fake, p_fake): # -> columns p, share, lo, hi (Wilson), n; a row for each bin that holds something
+    "Mean probability and share of fakes in 15 equal bins of [0, 1]."
     from scipy.stats import binomtest
     y, p = np.asarray(is_fake, float), np.asarray(p_fake, float)
-    at = np.minimum((p*bins).astype(int), bins-1)
+    at = np.minimum((p*15).astype(int), 14)
     rows = []
     for k in np.unique(at):
         mine = at == k; ci = binomtest(int(y[mine].sum()), int(mine.sum())).proportion_ci(method='wilson')
@@ -114,10 +114,10 @@ def choose(
     return out
 
 # %% ../nbs/07b_calibrate.ipynb #c07b-curve
-def coverage_curve(score, is_fake, source, threshold, rates=(.01, .02, .05, .1, .15, .2, .3, .5)): # -> columns max_miss, real_below, decided, wrong
+def coverage_curve(score, is_fake, source, threshold): # -> columns max_miss, real_below, decided, wrong
     "Share of pictures with a verdict, and share of these verdicts that is wrong, for several promises about fakes."
     p, fake, rows = np.asarray(score, float), np.asarray(is_fake, bool), []
-    for r in rates:
+    for r in (.01, .02, .05, .1, .15, .2, .3, .5):
         low = min(threshold, -bound(-p[fake], np.asarray(source)[fake], r))
         done = (p >= threshold) | (p < low)
         rows.append(dict(max_miss=r, real_below=low, decided=done.mean(), wrong=((p >= threshold) != fake)[done].mean() if done.any() else np.nan))

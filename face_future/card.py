@@ -27,6 +27,7 @@ def _promises(s):
     if p.get('max_miss'): out.append(f"`real` below {s['real_below']:.3f}: at most {p['max_miss']:.0%} of fakes like those held out are called real, in every source. In between: `unsure` (`close_call`).")
     return out or [f"`fake` from {s['threshold']:.3f}."]
 
+# %% ../nbs/07d_card.ipynb #k07d-rendercard
 def render_card(settings)->str: # of a weights file, as `load_weights` gives them
     "The model card, in Markdown."
     s, c = settings, settings.get('card', {})

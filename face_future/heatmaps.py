@@ -43,9 +43,9 @@ def some_cam(p):
     if p.cam is None: raise ValueError('These weights have no exact map: their network does not end in pooling and a linear layer.')
     return p.cam
 
-def judge_squares(predictor, squares, bs=64)->list: # of `Prediction`, one a batch
+def judge_squares(predictor, squares)->list: # of `Prediction`, one a batch
     "Judge squares of the network's own size (N × S × S × 3, uint8) as they are."
-    return [predictor.judge([[(predictor.preprocess(s), None, '')] for s in squares[i:i+bs]]) for i in range(0, len(squares), bs)]
+    return [predictor.judge([[(predictor.preprocess(s), None, '')] for s in squares[i:i+64]]) for i in range(0, len(squares), 64)]
 
 def grid(
     squares, cams, truth, verdict, # N each: N × S × S × 3; N × h × w; `real` or `fake`

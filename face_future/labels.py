@@ -148,16 +148,16 @@ def read_challenge(root, label_source:str, fake_means:str) -> Labels:
     return Labels(rows, root, label_source, fake_means)
 
 # %% ../nbs/00_labels.ipynb #lab-toy-challenge
-def make_toy_challenge(dest, n:int=60, size:int=32, seed:int=0) -> Path:
+def make_toy_challenge(dest, n:int=60) -> Path:
     "The challenge in small: three conflicts a folder, `real/2.png` copied to `real/5.png`, `fake/4.png` to `test/6.png`."
     dest = Path(dest)
-    train = make_toy(dest/'train', n, size, seed)
+    train = make_toy(dest/'train', n, size=32)
     for c,other in (CLASSES, CLASSES[::-1]):
         rows = [dict(index=i, prediction=other if i <= 3 else c) for i in range(1, n//2 + 1)]
         atomic_write(dest/f'{c}_cifake_preds.json', json.dumps(rows, indent=4))
     (dest/'test').mkdir(exist_ok=True)
     for i in range(1, 6):
-        Image.fromarray(toy_image(np.random.default_rng([seed, i, 2]), size, fake=i%2==0)).save(dest/'test'/f'{i}.png')
+        Image.fromarray(toy_image(np.random.default_rng([0, i, 2]), 32, fake=i%2==0)).save(dest/'test'/f'{i}.png')
     shutil.copy(train/'real'/'2.png', train/'real'/'5.png')
     shutil.copy(train/'fake'/'4.png', dest/'test'/'6.png')
     return dest

@@ -25,11 +25,11 @@ def delong(
     under = 1 - (every[:, ~y] - rankdata(s[:, ~y], axis=1))/m # K × n: share of the fakes above each real one
     return over.mean(1), np.atleast_2d(np.cov(over))/m + np.atleast_2d(np.cov(under))/n
 
-def auroc_interval(y, score, level=.95):
-    "AUROC and its interval, by DeLong's variance on the logit scale, so that it stays within 0 and 1."
+def auroc_interval(y, score):
+    "AUROC and its 95 % interval, by DeLong's variance on the logit scale, so that it stays within 0 and 1."
     (auc,), cov = delong(y, score)
     if auc in (0, 1): return auc, *_rule_of_three(auc, min(np.bincount(np.asarray(y, int))))
-    z = norm.ppf(.5+level/2)*np.sqrt(cov[0, 0])/(auc*(1-auc))
+    z = norm.ppf(.975)*np.sqrt(cov[0, 0])/(auc*(1-auc))
     inside = lambda t: 1/(1+np.exp(-t))
     return auc, inside(np.log(auc/(1-auc))-z), inside(np.log(auc/(1-auc))+z)
 
@@ -50,11 +50,11 @@ def curve(y, score, w):
     tp, fp = np.cumsum(w[order]*y[order])[last], np.cumsum(w[order]*(1-y[order]))[last]
     return np.r_[0, tp], np.r_[0, fp]
 
-def ece(y, p, w=None, bins=15)->float:
-    "Expected calibration error: the mean distance of probability and frequency over equal bins of [0, 1], weighted by their pictures."
+def ece(y, p, w=None)->float:
+    "Expected calibration error: the mean distance of probability and frequency over 15 equal bins of [0, 1], weighted by their pictures."
     w = np.ones(len(y)) if w is None else w
-    bin = np.minimum((np.asarray(p)*bins).astype(int), bins-1)
-    return float(np.abs(np.bincount(bin, w*(np.asarray(y)-p), bins)).sum()/w.sum())
+    bin = np.minimum((np.asarray(p)*15).astype(int), 14)
+    return float(np.abs(np.bincount(bin, w*(np.asarray(y)-p), 15)).sum()/w.sum())
 
 def _eer(tpr, fpr):
     "Where the ROC curve crosses the line on which both errors are as frequent."
@@ -87,11 +87,11 @@ def metrics(
     return {**ranked, 'accuracy': hit, 'balanced_accuracy': (recall+1-alarms)/2, 'recall': recall, 'false_alarms': alarms, **proper}
 
 # %% ../nbs/07a_metrics.ipynb #e07-bootfn
-def bootstrap(y, score, threshold, group=None, rounds:int=1000, seed:int=0)->dict: # metric -> array of `rounds` values
+def bootstrap(y, score, threshold, group=None, rounds:int=1000)->dict: # metric -> array of `rounds` values
     "`metrics` under redrawn groups (pictures, where there are none); classes stay, as far as groups allow."
     unit = units(len(y), group)
     stratum = np.zeros(unit.max()+1, int); np.maximum.at(stratum, unit, np.asarray(y, int)) # a group with any fake counts as fake
-    rng, out = np.random.default_rng(seed), []
+    rng, out = np.random.default_rng(0), []
     for _ in range(rounds):
         w = np.zeros(len(stratum))
         for k in (0, 1):

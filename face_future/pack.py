@@ -18,13 +18,13 @@ from .shortcuts import score
 from .tta_inference import DOUBTS, Predictor
 
 # %% ../nbs/07e_pack.ipynb #k07e-half
-def halve(predictor, limit=.05)->float: # the largest change of a logit
-    "Round the weights of a PyTorch `predictor` to 16 bits; `ValueError` if that moves a logit by more than `limit`."
+def halve(predictor)->float: # the largest change of a logit
+    "Round the weights of a PyTorch `predictor` to 16 bits; `ValueError` if that moves a logit by more than .05."
     exact, size = predictor.model, predictor.preprocess.size
     predictor.backend.model = copy.deepcopy(exact).half().float()
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(): gap = float((predictor.model(x) - exact(x)).abs().max())
-    if not gap <= limit: raise ValueError(f'Half precision would change the logits by {gap:.2f}; nothing written.')
+    if not gap <= .05: raise ValueError(f'Half precision would change the logits by {gap:.2f}; nothing written.')
     return gap
 
 # %% ../nbs/07e_pack.ipynb #k07e-held

@@ -50,13 +50,12 @@ def robustness(
     files, # N paths
     source, is_fake, # N each
     damage=None, # name -> (function of rgb and strength, strengths); default: `DAMAGE`
-    bs:int=16,
 )->pd.DataFrame: # damage, level, pair, n, metric (auroc, recall, false_alarms, unsure), value, lo, hi
     "What a detector says of the same pictures under each damage, with 95 % intervals (DeLong, Wilson)."
     source, fake, out = np.asarray(source), np.asarray(is_fake, bool), []
     for name, (change, levels) in (DAMAGE if damage is None else damage).items():
         for level in levels:
-            said = [predictor([change(read_rgb(f), level) for f in files[i:i+bs]]) for i in range(0, len(files), bs)]
+            said = [predictor([change(read_rgb(f), level) for f in files[i:i+16]]) for i in range(0, len(files), 16)]
             p, verdict = (np.concatenate([getattr(s, k)[s.deciding] for s in said]) for k in ('p_fake', 'verdict'))
             out += [dict(damage=name, level=level, pair=pair, n=int(m.sum()), metric=k, value=v, lo=lo, hi=hi)
                     for pair, m in pairs(source, fake) for k, v, lo, hi in _figures(fake[m], p[m], verdict[m])]

@@ -69,6 +69,7 @@ def probe(X, y) -> dict:
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     return auc_interval(y, cross_val_predict(model, X, y, cv=folds, method='decision_function'))
 
+# %% ../nbs/00c_shortcuts.ipynb #aud-probe
 def spectrum_probe(labels:Labels, images:pd.DataFrame=None) -> dict:
     "AUROC (auc, lo, hi) of a `probe` that sees the 16 rings alone, and n, the pictures used. `LabelError` below 5 a class."
     images, y = look(labels) if images is None else images, (labels.rows.prediction == 'fake').to_numpy(int)
@@ -123,9 +124,9 @@ COLOURS = dict(real='#0072B2', fake='#D55E00')     # Okabe and Ito's blue and ve
 
 def new_axes(**kw): return plt.subplots(dpi=72, layout='constrained', **kw)[1]
 
-def plot_shortcuts(traits:pd.DataFrame, ax=None):
+def plot_shortcuts(traits:pd.DataFrame):
     "Each trait's AUROC (a row of `shortcuts`) with its 95 % interval; the dashed line is a coin."
-    t, ax = traits[::-1].reset_index(drop=True), ax or new_axes(figsize=(6, 3))
+    t, ax = traits[::-1].reset_index(drop=True), new_axes(figsize=(6, 3))
     ax.errorbar(t.auc, t.index, xerr=[t.auc-t.lo, t.hi-t.auc], fmt='o', color='black', ecolor='grey', capsize=3)
     ax.axvline(.5, ls='--', color='grey')
     ax.set(yticks=t.index, yticklabels=t.trait, xlim=(.4, 1.02), xlabel='AUROC of the trait alone (.5 = coin, 1 = certain)')
