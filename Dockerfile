@@ -3,16 +3,10 @@
 # Uploads stay in memory, so the file system may be read-only: add  --read-only --tmpfs /tmp.
 FROM python:3.12-slim-bookworm
 
-# What OpenCV asks of a bare system; no fixed versions, so that a rebuild brings security updates.
-# hadolint ignore=DL3008
-RUN apt-get update \
- && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
- && rm -rf /var/lib/apt/lists/*
-
 WORKDIR /src
 COPY settings.ini setup.py README.md LICENSE MANIFEST.in ./
 COPY face_future face_future
-# The package itself: its metadata hold the versions.
+# The package itself: its metadata hold the versions. Its wheels bring their libraries along; nothing is wanting from apt-get.
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir ".[serve]" && useradd --system --uid 10001 serve
 

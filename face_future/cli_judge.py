@@ -134,7 +134,7 @@ def serve(
     try: import uvicorn
     except ImportError: raise ValueError('Serving needs more packages: pip install "face_future[serve]".') from None
     prepare_serving(given, workers)
-    console.print(f'a page for people: http://{host}:{port}/    for programs: http://{host}:{port}/docs', highlight=False)
+    console.print(f'a page for people: http://{host}:{port}/    for programs: http://{host}:{port}/docs', highlight=False, soft_wrap=True)
     uvicorn.run('face_future.api:app', host=host, port=port, workers=workers, server_header=False, timeout_keep_alive=65, timeout_graceful_shutdown=int(given.get('timeout') or 30)*2)
 
 # %% ../nbs/10c_cli_judge.ipynb #c10-prepare

@@ -27,6 +27,7 @@ function add(files) {
   const pictures = [...files];
   if (!pictures.length) return;
   $('#visit').hidden = false;
+  const older = $('#cards').firstChild; // a new selection comes first, in its own order
   for (const file of pictures) {
     const item = { file, card: make('card'), url: URL.createObjectURL(file), tries: 0 };
     const image = $('img', item.card), title = $('.name', item.card);
@@ -37,7 +38,7 @@ function add(files) {
     image.addEventListener('load', () => $('.frame', item.card).classList.toggle('tall', image.naturalHeight > image.naturalWidth));
     image.src = item.url;
     $('.again', item.card).addEventListener('click', () => { item.tries = 0; enqueue(item); item.card.focus(); });
-    $('#cards').prepend(item.card);
+    $('#cards').insertBefore(item.card, older);
     visit.push(item); enqueue(item);
   }
   say(pictures.length === 1 ? `Judging ${pictures[0].name || 'the pasted picture'}` : `Judging ${pictures.length} pictures`);
@@ -99,7 +100,8 @@ function place(mark, image, left, top, width, height) {
   Object.assign(mark.style, { left: `${100 * x0 / image.width}%`, top: `${100 * y0 / image.height}%`, width: `${100 * (x1 - x0) / image.width}%`, height: `${100 * (y1 - y0) / image.height}%` });
 }
 
-function gauge(said, threshold, title, number) {
+function gauge(said, answer, title, number) {
+  const threshold = answer.threshold, called = `called a fake from ${percent(threshold)} on`;
   const face = make('face'), meter = $('.gauge', face), who = $('.who', face);
   face.classList.add(said.verdict);
   if (number) { const b = document.createElement('b'); b.textContent = number; who.append(b, words(said)); } else who.remove();
@@ -107,8 +109,8 @@ function gauge(said, threshold, title, number) {
   meter.setAttribute('aria-valuenow', (100 * said.p_fake).toFixed(1));
   meter.setAttribute('aria-valuetext', `${percent(said.p_fake)}, the line is at ${percent(threshold)}`);
   meter.setAttribute('aria-label', title);
-  $('.number', face).textContent = said.verdict === 'unsure' ? `${number ? said.reasons.map(reason).join(' ') + ' ' : ''}${said.reasons.includes('close_call') ? `Probability of a fake: ${percent(said.p_fake)}.` : `The number, ${percent(said.p_fake)}, is not to be relied on here.`}`
-    : `Probability of a fake: ${percent(said.p_fake)}. It is called a fake from ${percent(threshold)} on.`;
+  $('.number', face).textContent = said.verdict === 'unsure' ? `${number ? said.reasons.map(reason).join(' ') + ' ' : ''}${said.reasons.includes('close_call') ? `Probability of a fake: ${percent(said.p_fake)}. Below ${percent(answer.real_below)} it would be no clear sign; it is ${called}.` : `The number, ${percent(said.p_fake)}, is not to be relied on here.`}`
+    : `Probability of a fake: ${percent(said.p_fake)}. It is ${called}.`;
   return face;
 }
 
@@ -116,28 +118,29 @@ function succeed(item, a) {
   const card = item.card, marks = $('.marks', card), list = $('.faces', card), several = a.faces.length > 1;
   item.answer = a; item.failed = false; show(item, 'result'); card.classList.remove('none');
   card.classList.remove('real', 'fake', 'unsure'); card.classList.add(a.verdict);
-  const fakes = a.faces.filter(f => f.verdict === 'fake').length;
-  $('.result .verdict', card).textContent = several && fakes ? `Signs of a fake in ${fakes} of ${a.faces.length} faces` : words(a);
-  const why = a.verdict === 'unsure' ? a.reasons.map(reason) : [];
+  const count = v => a.faces.filter(f => f.verdict === v).length, all = a.faces.length, fakes = count('fake'), unsure = count('unsure');
+  $('.result .verdict', card).textContent = several && fakes ? `Signs of a fake in ${fakes} of ${all} faces` : several && a.verdict === 'unsure' && unsure < all ? `Can’t tell for ${unsure} of ${all} faces` : words(a);
+  const why = a.verdict === 'unsure' && !several ? a.reasons.map(reason) : []; // of several, each says its own
+  if (several && unsure && a.verdict !== 'unsure') why.push(`It can’t tell for ${unsure} of ${all} faces.`);
   if (a.faces_left_out) why.push(`Only the ${a.faces.length} largest faces were judged, ${a.faces_left_out} were not.`);
   $('.result .why', card).textContent = why.join(' ');
   marks.replaceChildren(); list.replaceChildren();
   for (const [i, f] of a.faces.entries()) {
-    const box = document.createElement('span'), row = gauge(f, a.threshold, several ? `Face ${i + 1}, probability of a fake` : 'Probability of a fake', several ? i + 1 : 0);
+    const box = document.createElement('span'), row = gauge(f, a, several ? `Face ${i + 1}, probability of a fake` : 'Probability of a fake', several ? i + 1 : 0);
     box.className = `box ${f.verdict}`;
     if (several) { const b = document.createElement('b'); b.textContent = i + 1; box.append(b); }
     place(box, a.image, f.box.left, f.box.top, f.box.width, f.box.height);
     heat(marks, f.heatmap, a.image); marks.append(box); list.append(row);
     if (several) { row.onpointerenter = () => box.classList.add('lit'); row.onpointerleave = () => box.classList.remove('lit'); }
   }
-  if (!a.faces.length && a.verdict !== 'unsure') list.append(gauge(a, a.threshold, 'Probability of a fake', 0));
+  if (!a.faces.length && a.verdict !== 'unsure') list.append(gauge(a, a, 'Probability of a fake', 0));
   heat(marks, a.heatmap, a.image);
   const shown = $('.heat', card), legend = $('.legend', card);
   $('.switch', card).hidden = !$('.overlay', card);
   shown.onchange = () => { card.classList.toggle('hot', shown.checked); legend.hidden = !shown.checked; };
   $('.means', card).textContent = MEANS[a.verdict];
   json(card, a);
-  say(`${$('.name', card).textContent}: ${$('.result .verdict', card).textContent}. ${a.verdict === 'unsure' ? why.join(' ') : `Probability of a fake ${percent(a.p_fake)}.`}`);
+  say(`${$('.name', card).textContent}: ${$('.result .verdict', card).textContent}. ${[...why, ...(a.verdict === 'unsure' ? [] : [`Probability of a fake ${percent(a.p_fake)}.`])].join(' ')}`);
 }
 
 function heat(marks, map, image) {
@@ -178,7 +181,7 @@ async function about() {
   const m = await answer.json();
   limits = m.limits; $('#limits').textContent = `, up to ${limits.max_body_mb}\u00a0MB`;
   $('#weights').textContent = `Weights ${m.name}, sha256 ${m.sha256.slice(0, 12)}…, version ${m.version} · `;
-  if (m.card?.limits) $('#card-limits').textContent = m.card.limits;
+  if (m.card?.limits) $('#card-limits').textContent = m.card.limits.replace(/ *A verdict is a reason to look closer.*/, ''); // the page says so itself
 }
 
 $('#files').addEventListener('change', e => { add(e.target.files); e.target.value = ''; });
