@@ -176,7 +176,7 @@ def make_app(
     @asynccontextmanager
     async def lifespan(app):
         service = Service(predictor or await asyncio.to_thread(load_predictor, settings), settings)
-        await asyncio.to_thread(service.self_test)
+        await asyncio.to_thread(service.judge.self_test)
         app.state.service = service
         try: yield
         finally: await service.close(); app.state.service = None

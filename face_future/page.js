@@ -101,7 +101,7 @@ function place(mark, image, left, top, width, height) {
 }
 
 function gauge(said, answer, title, number) {
-  const threshold = answer.threshold, called = `called a fake from ${percent(threshold)} on`;
+  const threshold = answer.threshold;
   const face = make('face'), meter = $('.gauge', face), who = $('.who', face);
   face.classList.add(said.verdict);
   if (number) { const b = document.createElement('b'); b.textContent = number; who.append(b, words(said)); } else who.remove();
@@ -109,8 +109,8 @@ function gauge(said, answer, title, number) {
   meter.setAttribute('aria-valuenow', (100 * said.p_fake).toFixed(1));
   meter.setAttribute('aria-valuetext', `${percent(said.p_fake)}, the line is at ${percent(threshold)}`);
   meter.setAttribute('aria-label', title);
-  $('.number', face).textContent = said.verdict === 'unsure' ? `${number ? said.reasons.map(reason).join(' ') + ' ' : ''}${said.reasons.includes('close_call') ? `Probability of a fake: ${percent(said.p_fake)}. Below ${percent(answer.real_below)} it would be no clear sign; it is ${called}.` : `The number, ${percent(said.p_fake)}, is not to be relied on here.`}`
-    : `Probability of a fake: ${percent(said.p_fake)}. It is ${called}.`;
+  $('.number', face).textContent = said.verdict === 'unsure' ? `${number ? said.reasons.map(reason).join(' ') + ' ' : ''}${said.reasons.includes('close_call') ? `Probability of a fake: ${percent(said.p_fake)}. Below ${percent(answer.real_below)} there is no clear sign of one; from ${percent(threshold)} on it is called one.` : `The number, ${percent(said.p_fake)}, is not to be relied on here.`}`
+    : `Probability of a fake: ${percent(said.p_fake)}. It is called a fake from ${percent(threshold)} on.`;
   return face;
 }
 
