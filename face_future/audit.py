@@ -117,7 +117,7 @@ def judge(n:dict, total:dict, fake_means:str) -> tuple:
 
 def check_convention(labels:Labels, images:pd.DataFrame, photographs=None) -> list[dict]:
     "Does `fake_means` agree with where the pictures of the folder `photographs` are found (look-alikes, as for duplicates)?"
-    severity, sentence = 'warn', 'Unverified: give photographs=, a folder of known photographs'
+    severity, sentence = 'warn', 'Unverified: give a folder of known photographs (photographs=, --photographs)'
     if photographs is not None:
         n = labels.rows.prediction[look_alikes(images, photographs)[1].unique()].value_counts().reindex(CLASSES, fill_value=0)
         severity, sentence = judge(n.to_dict(), labels.counts(), labels.fake_means)

@@ -15,7 +15,7 @@ from rich.console import Console
 # %% ../nbs/10a_cli_base.ipynb #c10-appdef
 app = typer.Typer(name='face_future', no_args_is_help=True, rich_markup_mode='markdown', pretty_exceptions_enable=False,
                   help='Tell photographs of faces from AI-made ones. Each command has its own --help with an example.')
-console = Console()
+console = Console(markup=False, highlight=False, force_jupyter=False)   # for tables; sentences go by `typer.echo`, which breaks no command or path in two
 
 def command(f):
     "Register `f` as a subcommand that reports foreseen errors as one sentence."

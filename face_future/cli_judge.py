@@ -46,14 +46,14 @@ def predict(
     from face_future.tta_inference import Predictor, folder_images, predict_folder
     many = len(folder_images(folder)) >= 8*cpu_threads() # then an image a core, else all cores on one
     predictor = Predictor(weights, views=views, device=device, whole_image=whole_image, backend=backend, streams=cpu_threads() if many else 1)
-    for line in about(predictor.settings): console.print(line, highlight=False)
+    for line in about(predictor.settings): typer.echo(line)
     rows, errors = predict_folder(predictor, folder, out, bs, progress=sys.stderr.isatty())
     table = Table('index', 'verdict', 'p_fake', 'label', 'faces', 'reason')
     for r in rows[:20]: table.add_row(str(r['index']), r['verdict'], f"{r['p_fake']:.3f}", r['label'], str(len(r['faces'])), r['reason'])
     console.print(table)
-    if len(rows) > 20: console.print(f'… and {len(rows)-20} more in {out/"predictions.csv"}')
+    if len(rows) > 20: typer.echo(f'… and {len(rows)-20} more in {out/"predictions.csv"}')
     unsure = sum(r['verdict'] == 'unsure' for r in rows)
-    console.print(f'{len(rows)} images judged, {unsure} of them unsure, {len(errors)} could not be read; wrote {out/"submission.json"} and {out/"submission_confidence.json"}')
+    typer.echo(f'{len(rows)} images judged, {unsure} of them unsure, {len(errors)} could not be read; wrote {out/"submission.json"} and {out/"submission_confidence.json"}')
     for e in errors[:5]: typer.secho(f'error: {e["error"]}', fg='red', err=True)
     if errors: raise typer.Exit(1)
 
@@ -71,7 +71,7 @@ def check(
     problems = check_submission(submission, folder)
     for p in problems: typer.secho(p, fg='red', err=True)
     if problems: raise typer.Exit(1)
-    console.print('every image has one row, every row an image, all labels are known')
+    typer.echo('every image has one row, every row an image, all labels are known')
 
 # %% ../nbs/10c_cli_judge.ipynb #c10-heatmapcmd
 @command
@@ -90,7 +90,7 @@ def heatmap(
     from face_future.tta_inference import Predictor, folder_images
     if source.suffix.lower() != '.json':
         rows, errors = paint_files(Predictor(weights, whole_image=whole_image), folder_images(source), out)
-        for r in rows: console.print(f'{r["file"]}: {r["verdict"]}, p_fake {r["p_fake"]:.3f}, {r["painted"]}', highlight=False)
+        for r in rows: typer.echo(f'{r["file"]}: {r["verdict"]}, p_fake {r["p_fake"]:.3f}, {r["painted"]}')
         for e in errors: typer.secho(f'error: {e["error"]}', fg='red', err=True)
         if errors: raise typer.Exit(1)
         return
@@ -101,7 +101,7 @@ def heatmap(
     table = Table('filled by', 'logit', 'mean (95 %)')
     for r in write_check(predictor, seen, out): table.add_row(r['fill'], r['what'], f'{r["mean"]:+.3f} ({r["lo"]:+.3f} to {r["hi"]:+.3f})')
     console.print(table)
-    console.print(f'{seen.said()}; wrote {out/"grid.png"} and {out/"deletion.csv"}')
+    typer.echo(f'{seen.said()}; wrote {out/"grid.png"} and {out/"deletion.csv"}')
 
 # %% ../nbs/10c_cli_judge.ipynb #c10-servecmd
 def env(name, help): return typer.Option(help=help, envvar=f'FACE_FUTURE_{name.upper()}', show_default=False)
@@ -134,7 +134,7 @@ def serve(
     try: import uvicorn
     except ImportError: raise ValueError('Serving needs more packages: pip install "face_future[serve]".') from None
     prepare_serving(given, workers)
-    console.print(f'a page for people: http://{host}:{port}/    for programs: http://{host}:{port}/docs', highlight=False, soft_wrap=True)
+    typer.echo(f'a page for people: http://{host}:{port}/    for programs: http://{host}:{port}/docs')
     uvicorn.run('face_future.api:app', host=host, port=port, workers=workers, server_header=False, timeout_keep_alive=65, timeout_graceful_shutdown=int(given.get('timeout') or 30)*2)
 
 # %% ../nbs/10c_cli_judge.ipynb #c10-prepare

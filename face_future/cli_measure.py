@@ -54,13 +54,13 @@ def evaluate(
     for metric, rows in report.groupby('metric', sort=False): shown.add_row(metric, *(f'{v:.3f} [{a:.3f}, {b:.3f}]' for v, a, b in zip(rows.value, rows.lo, rows.hi)))
     console.print(shown)
     scored = table.score.notna()
-    console.print(f'{name}: {len(table)} images, a score for {scored.mean():.2%}, a verdict for {(scored & (table.verdict != "unsure")).mean():.2%}; threshold {its:.3f}; wrote {out}')
-    if against: console.print(compare_with(against, table, its, name, labels, split, out))
+    typer.echo(f'{name}: {len(table)} images, a score for {scored.mean():.2%}, a verdict for {(scored & (table.verdict != "unsure")).mean():.2%}; threshold {its:.3f}; wrote {out}')
+    if against: typer.echo(compare_with(against, table, its, name, labels, split, out))
     if robust and not scores:
         from face_future.robustness import write_robustness
         from face_future.tta_inference import Predictor
         n = write_robustness(Predictor(weights), labels, out, robust, split)
-        console.print(f'{n} images under every damage: {out/"robustness.csv"}, {out/"robustness.png"}')
+        typer.echo(f'{n} images under every damage: {out/"robustness.csv"}, {out/"robustness.png"}')
     if scored.mean() < min_coverage:
         typer.secho(f'error: a score for {scored.mean():.2%} of the images, and --min-coverage asks for {min_coverage:.2%}.', fg='red', err=True)
         raise typer.Exit(1)
@@ -79,7 +79,7 @@ def card(
     from face_future.settings import complete, find_weights, read_settings
     file = find_weights(weights)
     write_card(complete(file, read_settings(file)), out)
-    console.print(f'wrote {out}')
+    typer.echo(f'wrote {out}')
 
 # %% ../nbs/10d_cli_measure.ipynb #c10-tsnecmd
 @command
@@ -110,7 +110,7 @@ def tsne(
     for r in write_map(seen, out, perplexities, seed, turning_point(predictor.settings)).itertuples():
         table.add_row('class' if r.of == 'truth' else r.of, r.space, f'{r.knn:.3f} ({r.knn_lo:.3f} to {r.knn_hi:.3f}), chance {r.chance:.2f}', f'{r.silhouette:.2f}', f'{r.trust:.2f}')
     console.print(table)
-    console.print(f'{seen.said()}; wrote {out/"tsne.png"} and {out/"tsne.html"}')
+    typer.echo(f'{seen.said()}; wrote {out/"tsne.png"} and {out/"tsne.html"}')
 
 # %% ../nbs/10d_cli_measure.ipynb #c10-exportcmd
 @command
@@ -129,11 +129,11 @@ def export(
     from face_future.export import export_onnx, gate, note_precision, quantise
     from face_future.tta_inference import folder_images
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
-    console.print(f'{file}: {file.stat().st_size/1e6:.2f} MB, beside {file.with_suffix(".safetensors").name}; says what PyTorch says')
+    typer.echo(f'{file}: {file.stat().st_size/1e6:.2f} MB, beside {file.with_suffix(".safetensors").name}; says what PyTorch says')
     if not labels_file: return
-    if int8: console.print(f'{quantise(file, labels_file)}: in 8-bit integers')
+    if int8: typer.echo(f'{quantise(file, labels_file)}: in 8-bit integers')
     for r in note_precision(file, gate(file, labels_file, n)):
-        console.print(f"{r['backend']}: {r['n']} images, AUROC {r['auroc']:.4f}, change {r['change']:+.4f} [{r['lo']:+.4f}, {r['hi']:+.4f}], "
+        typer.echo(f"{r['backend']}: {r['n']} images, AUROC {r['auroc']:.4f}, change {r['change']:+.4f} [{r['lo']:+.4f}, {r['hi']:+.4f}], "
                       f"{r['flips']} verdicts changed, {r['cpu_ms']:.1f} CPU ms a square" + ('' if r['passed'] is None else ', passed' if r['passed'] else ', not passed'))
 
 # %% ../nbs/10d_cli_measure.ipynb #c10-bench
@@ -156,4 +156,4 @@ def bench(
     shown = Table('what', 'batch', 'images/s', 'p50 ms', 'p95 ms', 'share of peak')
     for r in table.itertuples(): shown.add_row(r.what, str(r.batch), f'{r.per_s:.1f} ({r.per_s_min:.1f} to {r.per_s_max:.1f})', f'{r.p50_ms:.1f}', f'{r.p95_ms:.1f}', f'{r.share:.0%}' if r.share == r.share else '')
     console.print(shown)
-    if out: console.print(f'written to {out}')
+    if out: typer.echo(f'written to {out}')

@@ -39,7 +39,7 @@ def labels(
     got = split_labels(got, valid_pct, seed, keep=Labels.load(out) if out.exists() else None)
     got.save(out)
     held = (got.rows.split == 'valid').sum()
-    console.print(f'{out}: {len(got)} images, {got.counts()}, {held} of them held out; "fake" means {fake_means} here.')
+    typer.echo(f'{out}: {len(got)} images, {got.counts()}, {held} of them held out; "fake" means {fake_means} here.')
 
 # %% ../nbs/10b_cli_train.ipynb #c10-auditcmd
 @command
@@ -59,7 +59,7 @@ def audit(
     table = Table('check', 'severity', 'count', 'detail')
     for r in report.table().itertuples(): table.add_row(r.check, r.severity, str(r.count), r.detail)
     console.print(table)
-    if out: report.to_json(out); console.print(f'written to {out}')
+    if out: report.to_json(out); typer.echo(f'written to {out}')
 
 # %% ../nbs/10b_cli_train.ipynb #c10b-toycmd
 @command
@@ -74,7 +74,7 @@ def toy(
     Example: face_future toy data/toy
     """
     from face_future.toy import make_toy
-    console.print(f'made {make_toy(dest, n=n, size=size, seed=seed)}; next: face_future labels --real {dest}/real --fake {dest}/fake --fake-means generated')
+    typer.echo(f'made {make_toy(dest, n=n, size=size, seed=seed)}; next: face_future labels --real {dest}/real --fake {dest}/fake --fake-means generated')
 
 # %% ../nbs/10b_cli_train.ipynb #c10-traincmd
 def opt(help): return typer.Option(help=help, show_default=False)
@@ -122,16 +122,16 @@ def train(
     from face_future.labels import Labels
     from face_future.train import Recipe, train as run
     file = run(Labels.load(labels_file), Recipe(**given), out, sibling=sibling, about=about)
-    console.print(f'best weights: {file}; next: face_future predict FOLDER --weights {file}')
+    typer.echo(f'best weights: {file}; next: face_future predict FOLDER --weights {file}')
 
 # %% ../nbs/10b_cli_train.ipynb #c10-packcmd
 def say_figures(s):
     "Print what the weights' settings `s` claim of the held-out images."
     m = s['metrics']
-    console.print(f"{m['n']} held-out images, {m['unsure']} more unsure; views {s['views']}; {s['calibration']['kind']} calibration; real below {s['real_below']:.3f}, fake from {s['threshold']:.3f}")
-    console.print(f"accuracy {m['accuracy']:.4f} [{m['acc_lo']:.4f}, {m['acc_hi']:.4f}], AUROC {m['auroc']:.4f} [{m['auc_lo']:.4f}, {m['auc_hi']:.4f}]")
-    for r in m['pairs']: console.print(f"{r['fake']} against {r['real']}: AUROC {r['auroc']:.4f} [{r['lo']:.4f}, {r['hi']:.4f}], {r['n']} images")
-    for r in m['called_fake']: console.print(f"{r['source']}, {'fakes' if r['fake'] else 'photographs'}: {r['share']:.1%} called fake [{r['lo']:.1%}, {r['hi']:.1%}], {r['n']} images")
+    typer.echo(f"{m['n']} held-out images, {m['unsure']} more unsure; views {s['views']}; {s['calibration']['kind']} calibration; real below {s['real_below']:.3f}, fake from {s['threshold']:.3f}")
+    typer.echo(f"accuracy {m['accuracy']:.4f} [{m['acc_lo']:.4f}, {m['acc_hi']:.4f}], AUROC {m['auroc']:.4f} [{m['auc_lo']:.4f}, {m['auc_hi']:.4f}]")
+    for r in m['pairs']: typer.echo(f"{r['fake']} against {r['real']}: AUROC {r['auroc']:.4f} [{r['lo']:.4f}, {r['hi']:.4f}], {r['n']} images")
+    for r in m['called_fake']: typer.echo(f"{r['source']}, {'fakes' if r['fake'] else 'photographs'}: {r['share']:.1%} called fake [{r['lo']:.1%}, {r['hi']:.1%}], {r['n']} images")
 
 @command
 def pack(
@@ -153,5 +153,5 @@ def pack(
     from face_future.pack import pack as run
     s, gap = run(weights, out, views, labels_file, size, about, card, max_fpr=max_fpr, max_miss=max_miss,
                  photo_sources=photo_sources and photo_sources.split(','), progress=sys.stderr.isatty())
-    console.print(f'{out}: {out.stat().st_size/1e6:.1f} MB, logits within {gap:.4f}')
+    typer.echo(f'{out}: {out.stat().st_size/1e6:.1f} MB, logits within {gap:.4f}')
     if labels_file: say_figures(s)

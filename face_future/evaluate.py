@@ -71,7 +71,7 @@ def pairs(source, fake)->list: # of (name, mask N)
     source, fake = np.asarray(source), np.asarray(fake, bool)
     has = lambda s, f: ((source == s) & (fake == f)).any()
     names = sorted(set(source)); both = [s for s in names if has(s, True) and has(s, False)]
-    out = [(s, source == s) for s in both]
+    out = [(s or 'all', source == s) for s in both]                        # where nobody named a source
     out += [(f'{s}, {r}', np.isin(source, [s, r])) for s in names for r in names if s not in both and r not in both and has(s, True) and has(r, False)]
     return ([('pooled', np.ones(len(fake), bool))] if len(out) != 1 else []) + out
 
@@ -125,7 +125,7 @@ def by_source(source, is_fake, p_fake, threshold)->dict: # N each
     for s, f in sorted({(s, bool(f)) for s, f in zip(source, fake)}):
         hit = p[(source == s) & (fake == f)] >= threshold
         ci = binomtest(int(hit.sum()), len(hit)).proportion_ci(method='wilson')
-        called.append(dict(source=s, fake=f, n=len(hit), share=float(hit.mean()), lo=float(ci.low), hi=float(ci.high)))
+        called.append(dict(source=s or 'all', fake=f, n=len(hit), share=float(hit.mean()), lo=float(ci.low), hi=float(ci.high)))
     for name, mask in pairs(source, fake):
         if name == 'pooled': continue
         auc, lo, hi = map(float, auroc_interval(fake[mask], p[mask]))

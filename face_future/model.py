@@ -73,8 +73,8 @@ def create_model(
     try: model = timm.create_model(arch, num_classes=classes, pretrained=weights == 'hub', **kwargs)
     except Exception as e:
         if weights != 'hub' or arch.split('.')[0] not in timm.list_models(): raise
-        raise WeightsError(f'The ImageNet weights of {arch} could not be fetched ({type(e).__name__}). Check the connection, or give a '
-                           "local file (--init FILE), or start from nothing by name (--init random).") from None
+        raise WeightsError(f'The ImageNet weights of {arch} could not be fetched ({type(e).__name__}). Check the connection, or go on from the '
+                           'weights that come along (--init faces), from a file (--init FILE), or from nothing, by name (--init random).') from None
     head = model.get_classifier()
     if isinstance(head, nn.Linear):
         nn.init.zeros_(head.weight); nn.init.zeros_(head.bias)
