@@ -14,7 +14,7 @@ import albumentations as A
 import cv2, numpy as np, pandas as pd, torch
 from PIL import Image
 from .shortcuts import probe, spectrum
-from .data import ImageSet, Preprocess, face_square, read_rgb
+from .data import ImageSet, Preprocess, face_square, read_rgb, seed_each
 
 # %% ../nbs/01c_augment.ipynb #a01c-jpeg
 class PillowJPEG(A.ImageOnlyTransform):
@@ -43,12 +43,12 @@ def _degradations():
     "Name -> transform, in the order in which they happen."
     return dict(
         colour=A.OneOf([A.RandomBrightnessContrast(.25, .25), A.HueSaturationValue(10, 30, 15), A.RGBShift(20, 20, 20),
-                        A.RandomGamma((70, 140)), A.ToGray()], p=.5),
-        occlude=A.CoarseDropout(num_holes_range=(1, 3), hole_height_range=(.08, .3), hole_width_range=(.08, .3), fill='random_uniform', p=.1),
-        blur=A.OneOf([A.GaussianBlur(blur_limit=0, sigma_limit=(.3, 3.), p=.7), A.MotionBlur((3, 9), p=.2), A.Sharpen((.1, .4), p=.1)], p=.3),
-        rescale=Shrink((.25, 1), p=.5),
-        noise=A.OneOf([A.GaussNoise(std_range=(.01, .1)), A.ISONoise((.01, .05), (.1, .5))], p=.25),
-        jpeg=A.OneOf([A.ImageCompression('jpeg', (30, 100)), PillowJPEG((30, 100), p=1), A.ImageCompression('webp', (30, 100))], p=.5),
+                        A.RandomGamma((70, 140)), A.ToGray()], p=.3),
+        occlude=A.CoarseDropout(num_holes_range=(1, 3), hole_height_range=(.08, .3), hole_width_range=(.08, .3), fill='random_uniform', p=.05),
+        blur=A.OneOf([A.GaussianBlur(blur_limit=0, sigma_limit=(.3, 3.), p=.7), A.MotionBlur((3, 9), p=.2), A.Sharpen((.1, .4), p=.1)], p=.15),
+        rescale=Shrink((.25, 1), p=.3),
+        noise=A.OneOf([A.GaussNoise(std_range=(.01, .1)), A.ISONoise((.01, .05), (.1, .5))], p=.15),
+        jpeg=A.OneOf([A.ImageCompression('jpeg', (30, 100)), PillowJPEG((30, 100), p=1), A.ImageCompression('webp', (30, 100))], p=.3),
         last_blur=A.OneOf([A.GaussianBlur(blur_limit=0, sigma_limit=(.3, 2.5), p=.8), A.MotionBlur((3, 7), p=.2)], p=.15))
 DEGRADATIONS = tuple(_degradations())
 
@@ -102,7 +102,7 @@ def self_blend(
     "A fake made from two versions of one photograph (Shiohara and Yamasaki 2022, arXiv:2204.08376)."
     rng = np.random.default_rng(seed)
     h, w = rgb.shape[:2]
-    alter = A.Compose(_ALTER.transforms, seed=seed % 2**32)
+    seed_each(alter := A.Compose(_ALTER.transforms), seed % 2**32)
     inner, outer = (alter(image=rgb)['image'], rgb) if rng.random() < .5 else (rgb, alter(image=rgb)['image'])
     scale, move = rng.uniform(.95, 1/.95), rng.uniform(-.03, .03, 2)*(w, h)
     m = np.float32([[scale, 0, (1-scale)*w/2+move[0]], [0, scale, (1-scale)*h/2+move[1]]])
@@ -168,7 +168,7 @@ class FaceSet(ImageSet):
         seed = int(hashlib.sha256(f'{self.seed}/{self.epoch}/{i}'.encode()).hexdigest()[:8], 16)
         rgb, points = self.cut(rgb, face, np.random.default_rng(seed))
         if blend: rgb = self_blend(rgb, points, seed)
-        self.augment.set_random_seed(seed)
+        seed_each(self.augment, seed)
         rgb = self.augment(image=rgb)['image']
         return torch.from_numpy(self.preprocess(rgb)), torch.tensor(1-self.labels[j] if blend else self.labels[j])
 

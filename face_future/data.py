@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'INTERPOLATIONS', 'ImageError', 'read_rgb', 'check_images', 'centre_square', 'face_square', 'Preprocess',
-           'augmentations', 'ImageSet']
+           'augmentations', 'seed_each', 'ImageSet']
 
 # %% ../nbs/01_data.ipynb #d01-imports
 import io, hashlib
@@ -155,6 +155,12 @@ def augmentations(
            A.OneOf([A.ImageCompression('jpeg', (40, 95)), A.ImageCompression('webp', (40, 95))], p=.4)]
     return A.Compose(light + (web if level == 'web' else []))
 
+# %% ../nbs/01_data.ipynb #d01-seedfn
+def seed_each(augment, seed:int): # an albumentations transform, or a composition of them
+    "Seed every transform of a composition, however deep, by itself; the same seed gives the same picture."
+    augment.set_random_seed(seed)
+    for k, t in enumerate(getattr(augment, 'transforms', ())): seed_each(t, (31*seed + k + 1) % 2**32)
+
 # %% ../nbs/01_data.ipynb #d01-imageset
 class ImageSet:
     "For a `DataLoader`: images and their labels (0 real, 1 fake, in the data set's words) as network inputs."
@@ -175,6 +181,6 @@ class ImageSet:
         import torch # here, so that who only predicts needs none
         rgb = read_rgb(self.files[i])
         if self.augment:
-            self.augment.set_random_seed(int(hashlib.sha256(f'{self.seed}/{self.epoch}/{i}'.encode()).hexdigest()[:8], 16))
+            seed_each(self.augment, int(hashlib.sha256(f'{self.seed}/{self.epoch}/{i}'.encode()).hexdigest()[:8], 16))
             rgb = self.augment(image=rgb)['image']
         return torch.from_numpy(self.preprocess(rgb)), torch.tensor(self.labels[i])
