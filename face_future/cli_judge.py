@@ -30,7 +30,7 @@ def predict(
     folder: Annotated[Path, typer.Argument(help='Folder of images, or one image.')],
     weights: Weights = None,
     out: Annotated[Path, typer.Option(help='Folder for the two JSON files, the table and the errors.')] = Path('predictions'),
-    views: Annotated[Optional[str], typer.Option(help='single, flip, seed, or names with commas; default: what the weights do best with. For the packaged faces, single is half the work and costs some .007 of AUROC (chapter 04).')] = None,
+    views: Annotated[Optional[str], typer.Option(help='single, flip, seed, or names with commas; default: what the weights do best with. For the packaged faces, single is half the work and costs some .002 of AUROC (chapter 04).')] = None,
     bs: Annotated[Optional[int], typer.Option(help='Images a batch; default: 8 on a CPU, 64 on a GPU.')] = None,
     device: Annotated[Optional[str], typer.Option(help='cpu or cuda; default: a GPU if there is one.')] = None,
     backend: Backend = None,
