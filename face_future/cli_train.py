@@ -93,7 +93,7 @@ def train(
     whole_image: Annotated[bool, typer.Option('--whole-image', help='For pictures that are no faces: the centre square of each, lightly augmented.')] = False,
     margin: Annotated[Optional[float], opt('Side of a face\'s square in units of the face.')] = None,
     augment: Annotated[Optional[str], opt('face, none, light, turns or web.')] = None,
-    without: Annotated[Optional[str], opt('Degradations that "face" leaves out, with commas: colour, occlude, blur, rescale, noise, jpeg.')] = None,
+    without: Annotated[Optional[str], opt('Degradations that "face" leaves out, with commas: colour, occlude, blur, rescale, noise, jpeg, last_blur.')] = None,
     blends: Annotated[Optional[float], opt('Share of the fakes that are self-blended photographs.')] = None,
     balance: Annotated[Optional[float], opt('0: sources by their size; 1: all the same.')] = None,
     draws: Annotated[Optional[int], opt('Images an epoch; 0: as many as there are.')] = None,
