@@ -52,7 +52,7 @@ test: $(VENV)/.installed-dev ## run every notebook as a test
 	rm -f "$(VENV)/.tested"; \
 	OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/nbdev_test" --n_workers $(WORKERS) --do_print --timing 2>&1 | tee "$(VENV)/test.log"; \
 	ran=$$(grep -o -- '- Completed ' "$(VENV)/test.log" | wc -l | tr -d ' ') || true; \
-	have=$$(find nbs -maxdepth 1 -name '[!_.]*.ipynb' | wc -l | tr -d ' '); \
+	have=$$(find nbs -name '[!_.]*.ipynb' ! -path '*/.*' | wc -l | tr -d ' '); \
 	if [ "$$ran" -eq 0 ] || [ "$$ran" -ne "$$have" ]; then \
 	  echo "Only $$ran of the $$have notebooks were run: a chapter must not skip its tests." >&2; exit 1; \
 	fi; \
@@ -74,14 +74,14 @@ check: $(VENV)/.installed-dev ## see that notebooks are clean and modules are wh
 	@echo "Notebooks are clean, and the modules are what they export."
 
 book: $(VENV)/.installed-dev ## read every chapter in a real Jupyter kernel, one by one: no error, no warning; a quarter of an hour
-	@OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/python" -c 'from face_future.book import read_book; read_book("nbs")'
+	@OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/python" -c 'from face_future.read_through import read_book; read_book("nbs")'
 
 export: $(VENV)/.installed-dev ## make the graphs beside the packaged weights anew; measures bf16 where LABELS is there
 	@"$(BIN)/face_future" export challenge --images data/sample
 	@"$(BIN)/face_future" export faces --images data/sample $(if $(wildcard $(LABELS)),--labels-file "$(LABELS)")
 
 bench: $(VENV)/.installed-dev ## time every backend against the seed's way and the processor's limit; minutes, on an idle machine
-	@"$(BIN)/face_future" bench "$(SAMPLE)" --compiled --out nbs/results/speed.csv
+	@"$(BIN)/face_future" bench "$(SAMPLE)" --compiled --out nbs/reports/results/speed.csv
 
 lab: $(VENV)/.installed-dev ## open the notebooks in JupyterLab
 	@PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/jupyter" lab nbs

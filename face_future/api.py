@@ -8,10 +8,15 @@ __all__ = ['judging', 'facts', 'Explain', 'SAYS', 'CODES', 'PAGE', 'CSP', 'app',
            'admission', 'make_app']
 
 # %% ../nbs/06_api.ipynb #a06-imports
-import asyncio, logging, math, time
+import asyncio
+import logging
+import math
+import time
 from contextlib import asynccontextmanager
 from importlib.resources import files as package_files
 from typing import Optional
+
+from .schemas import Answer, BatchAnswer, Error
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -21,8 +26,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
+
 from . import __version__
-from .answers import Answer, BatchAnswer, Error
 from .guard import UPLOADS, Guard, Problem, Rate, check_key, read_uploads
 from .service import Service, Settings, listed, load_predictor
 
@@ -31,35 +36,76 @@ async def finish(request, work, seconds):
     "The result of the coroutine `work`; cancelled when the client leaves (`ClientDisconnect`) or time is up (a `Problem`)."
     work, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
     try:
-        done, _ = await asyncio.wait({work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if work in done: return work.result()
-        if gone in done: raise ClientDisconnect()
-        raise Problem(503, 'timeout', f'No verdict within {seconds:g} s; try again later, or with a smaller picture.', Retry_After=5)
-    finally: work.cancel(); gone.cancel()
+        done, _ = await asyncio.wait(
+            {work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        if work in done:
+            return work.result()
+        if gone in done:
+            raise ClientDisconnect()
+        raise Problem(
+            503,
+            'timeout',
+            f'No verdict within {seconds:g} s; try again later, or with a smaller picture.',
+            Retry_After=5,
+        )
+    finally:
+        work.cancel()
+        gone.cancel()
 
-def service_of(request)->Service:
+
+def service_of(request) -> Service:
     service = getattr(request.app.state, 'service', None)
-    if service is None: raise Problem(503, 'not_ready', 'The service is starting or stopping; try again in a moment.', Retry_After=2)
+    if service is None:
+        raise Problem(
+            503,
+            'not_ready',
+            'The service is starting or stopping; try again in a moment.',
+            Retry_After=2,
+        )
     return service
 
 # %% ../nbs/06_api.ipynb #a06-docs
 judging, facts = APIRouter(), APIRouter()
 Explain = Query(False, description='Add heat maps.')
-_ERRORS = {400: 'The form is damaged.', 401: 'No valid key, where keys are asked for.', 408: 'The upload is too slow.', 413: 'Too many bytes, pixels or files.', 415: 'Not a form, or not a picture.',
-           422: 'A damaged picture, or a parameter that is wrong.', 429: 'Too many requests from this client.', 503: 'No place is free, or it took too long: try again after Retry-After seconds.'}
+_ERRORS = {
+    400: 'The form is damaged.',
+    401: 'No valid key, where keys are asked for.',
+    408: 'The upload is too slow.',
+    413: 'Too many bytes, pixels or files.',
+    415: 'Not a form, or not a picture.',
+    422: 'A damaged picture, or a parameter that is wrong.',
+    429: 'Too many requests from this client.',
+    503: 'No place is free, or it took too long: try again after Retry-After seconds.',
+}
 
-def errors(*codes): return {c: dict(model=Error, description=_ERRORS[c]) for c in codes}
+
+def errors(*codes):
+    return {c: dict(model=Error, description=_ERRORS[c]) for c in codes}
+
 
 def form(field, many):
     "The OpenAPI description of an upload form; the form itself is read by `read_uploads`."
-    one = dict(type='string', format='binary', description='A picture: ' + ', '.join(f for f in UPLOADS if f != 'MPO') + '.')
+    one = dict(
+        type='string',
+        format='binary',
+        description='A picture: ' + ', '.join(f for f in UPLOADS if f != 'MPO') + '.',
+    )
     what = dict(type='array', items=one, minItems=1) if many else one
     schema = dict(type='object', properties={field: what}, required=[field])
-    return dict(requestBody=dict(required=True, content={'multipart/form-data': dict(schema=schema)}))
+    return dict(
+        requestBody=dict(required=True, content={'multipart/form-data': dict(schema=schema)})
+    )
 
 # %% ../nbs/06_api.ipynb #a06-predict
-@judging.post('/predict', response_model=Answer, responses=errors(400, 408, 413, 415, 422, 503), openapi_extra=form('file', False), summary='Judge a picture')
-async def predict(request:Request, explain:bool=Explain):
+@judging.post(
+    '/predict',
+    response_model=Answer,
+    responses=errors(400, 408, 413, 415, 422, 503),
+    openapi_extra=form('file', False),
+    summary='Judge a picture',
+)
+async def predict(request: Request, explain: bool = Explain):
     "A verdict on each face in one picture, sent as the form's `file`."
     service, rid = service_of(request), request.state.request_id
     service.places.check()
@@ -67,128 +113,288 @@ async def predict(request:Request, explain:bool=Explain):
     with service.places():
         return await finish(request, service.answer(data, explain, rid), service.settings.timeout)
 
-@judging.post('/predict/batch', response_model=BatchAnswer, responses=errors(400, 408, 413, 415, 422, 503), openapi_extra=form('files', True), summary='Judge several pictures')
-async def predict_batch(request:Request, explain:bool=Explain):
+
+@judging.post(
+    '/predict/batch',
+    response_model=BatchAnswer,
+    responses=errors(400, 408, 413, 415, 422, 503),
+    openapi_extra=form('files', True),
+    summary='Judge several pictures',
+)
+async def predict_batch(request: Request, explain: bool = Explain):
     "Each file gets its own answer or its own error; one that can't be read does not spoil the others."
     service, rid = service_of(request), request.state.request_id
     service.places.check()
     uploads = await read_uploads(request, 'files', service.settings.max_files)
     with service.places(len(uploads)):
-        return dict(results=await finish(request, service.answers(uploads, explain, rid), service.settings.timeout), request_id=rid)
+        return dict(
+            results=await finish(
+                request, service.answers(uploads, explain, rid), service.settings.timeout
+            ),
+            request_id=rid,
+        )
 
 # %% ../nbs/06_api.ipynb #a06-facts
-SAYS = dict(generated='fake is synthesised or manipulated', photograph='in the training data fake meant photograph; the answers here are turned round, so that fake is synthesised or manipulated')
+SAYS = dict(
+    generated='fake is synthesised or manipulated',
+    photograph='in the training data fake meant photograph; the answers here are turned round, so that fake is synthesised or manipulated',
+)
+
 
 @judging.get('/model', summary='The weights and their card', responses=errors())
-def model(request:Request)->dict:
+def model(request: Request) -> dict:
     "Name, checksum, threshold, convention, preprocessing, card, and the limits of this service."
     service = service_of(request)
     s, limits = service.predictor.settings, service.settings
-    keep = {k: s[k] for k in ('name', 'sha256', 'arch', 'about', 'preprocess', 'threshold', 'real_below', 'promise', 'calibration', 'temperature', 'classes', 'fake_means', 'card', 'metrics') if k in s}
-    return dict(**keep, convention=SAYS[s['fake_means']], views=list(service.predictor.views), version=__version__,
-                limits={k: getattr(limits, k) for k in ('max_body_mb', 'max_pixels', 'max_files', 'max_faces', 'timeout')})
+    keep = {
+        k: s[k]
+        for k in (
+            'name',
+            'sha256',
+            'arch',
+            'about',
+            'preprocess',
+            'threshold',
+            'real_below',
+            'promise',
+            'calibration',
+            'temperature',
+            'classes',
+            'fake_means',
+            'card',
+            'metrics',
+        )
+        if k in s
+    }
+    return dict(
+        **keep,
+        convention=SAYS[s['fake_means']],
+        views=list(service.predictor.views),
+        version=__version__,
+        limits={
+            k: getattr(limits, k)
+            for k in ('max_body_mb', 'max_pixels', 'max_files', 'max_faces', 'timeout')
+        },
+    )
+
 
 @facts.get('/health', summary='Is the process alive?')
-def health()->dict: return dict(status='alive')
+def health() -> dict:
+    return dict(status='alive')
+
 
 @facts.get('/ready', summary='Are the weights loaded and self-tested?', responses=errors(503))
-def ready(request:Request)->dict:
-    return dict(status='ready', self_test='passed', model=service_of(request).model, free_places=service_of(request).places.room - service_of(request).places.held)
+def ready(request: Request) -> dict:
+    return dict(
+        status='ready',
+        self_test='passed',
+        model=service_of(request).model,
+        free_places=service_of(request).places.room - service_of(request).places.held,
+    )
 
-@facts.get('/metrics', summary='For Prometheus', response_class=Response, responses={200: {'content': {'text/plain': {}}}, **errors(503)})
-def metrics(request:Request):
+
+@facts.get(
+    '/metrics',
+    summary='For Prometheus',
+    response_class=Response,
+    responses={200: {'content': {'text/plain': {}}}, **errors(503)},
+)
+def metrics(request: Request):
     return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 # %% ../nbs/06_api.ipynb #a06-errorsdef
-CODES = {404: ('not_found', 'There is nothing at this address; see /docs.'), 405: ('method_not_allowed', 'This address takes another method; see /docs.')}
+CODES = {
+    404: ('not_found', 'There is nothing at this address; see /docs.'),
+    405: ('method_not_allowed', 'This address takes another method; see /docs.'),
+}
+
 
 def _error(request, status, code, message, headers=None):
     rid = getattr(request.state, 'request_id', '')
     return JSONResponse(Problem(status, code, message).body(rid), status, headers)
 
+
 def add_errors(app):
     "Give every error the one shape."
+
     @app.exception_handler(Problem)
-    async def problem(request, e): return _error(request, e.status, e.code, e.message, e.headers)
+    async def problem(request, e):
+        return _error(request, e.status, e.code, e.message, e.headers)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request, e):
-        return _error(request, 422, 'invalid', '; '.join(f'{x["loc"][-1]}: {x["msg"]}' for x in e.errors()) + '.')
+        return _error(
+            request,
+            422,
+            'invalid',
+            '; '.join(f'{x["loc"][-1]}: {x["msg"]}' for x in e.errors()) + '.',
+        )
+
     @app.exception_handler(HTTPException)
-    async def http(request, e): return _error(request, e.status_code, *CODES.get(e.status_code, ('refused', 'The request was refused; see /docs.')), e.headers)
+    async def http(request, e):
+        return _error(
+            request,
+            e.status_code,
+            *CODES.get(e.status_code, ('refused', 'The request was refused; see /docs.')),
+            e.headers,
+        )
+
     @app.exception_handler(ClientDisconnect)
-    async def left(request, e): return Response(status_code=499) # nobody hears it
+    async def left(request, e):
+        return Response(status_code=499)  # nobody hears it
+
     @app.exception_handler(Exception)
     async def internal(request, e):
         rid = getattr(request.state, 'request_id', '')
         logging.getLogger('face_future').error('request %s failed: %s', rid, type(e).__name__)
-        return _error(request, 500, 'internal', 'Something went wrong here, not with your picture; the log knows this id.', {'X-Request-ID': rid})
+        return _error(
+            request,
+            500,
+            'internal',
+            'Something went wrong here, not with your picture; the log knows this id.',
+            {'X-Request-ID': rid},
+        )
 
 # %% ../nbs/06_api.ipynb #a06-timeddef
 class Timed:
     "ASGI middleware: counts and times requests by route and status."
-    def __init__(self, app): self.app = app
+
+    def __init__(self, app):
+        self.app = app
+
     async def __call__(self, scope, receive, send):
-        if scope['type'] != 'http': return await self.app(scope, receive, send)
+        if scope['type'] != 'http':
+            return await self.app(scope, receive, send)
         start, status = time.perf_counter(), 500
+
         async def answer(message):
             nonlocal status
-            if message['type'] == 'http.response.start': status = message['status']
+            if message['type'] == 'http.response.start':
+                status = message['status']
             await send(message)
-        try: await self.app(scope, receive, answer)
+
+        try:
+            await self.app(scope, receive, answer)
         finally:
-            service, path = getattr(scope['app'].state, 'service', None), getattr(scope.get('route'), 'path', 'other')
+            service, path = (
+                getattr(scope['app'].state, 'service', None),
+                getattr(scope.get('route'), 'path', 'other'),
+            )
             if service:
                 service.metrics.requests.labels(path, status).inc()
-                service.metrics.seconds.labels(path).observe(time.perf_counter()-start)
+                service.metrics.seconds.labels(path).observe(time.perf_counter() - start)
 
 # %% ../nbs/06_api.ipynb #a06-pagedef
-PAGE = {'/': ('page.html', 'text/html; charset=utf-8'), '/page.css': ('page.css', 'text/css; charset=utf-8'), '/page.js': ('page.js', 'text/javascript; charset=utf-8')}
+PAGE = {
+    '/': ('page.html', 'text/html; charset=utf-8'),
+    '/page.css': ('page.css', 'text/css; charset=utf-8'),
+    '/page.js': ('page.js', 'text/javascript; charset=utf-8'),
+}
 CSP = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
 
 def add_page(app):
     "The page at `/`, its style sheet and its script; the browser is told to load nothing else."
+
     def route(path, name, kind):
-        content, headers = (package_files('face_future')/name).read_bytes(), {'Content-Security-Policy': CSP, 'Cache-Control': 'no-cache'}
-        async def page(request): return Response(content, media_type=kind, headers=headers)
+        content, headers = (
+            (package_files('face_future') / name).read_bytes(),
+            {'Content-Security-Policy': CSP, 'Cache-Control': 'no-cache'},
+        )
+
+        async def page(request):
+            return Response(content, media_type=kind, headers=headers)
+
         return Route(path, page, name=name, include_in_schema=False)
+
     app.router.routes += [route(path, *what) for path, what in PAGE.items()]
 
 # %% ../nbs/06_api.ipynb #a06-admitdef
 def admission(settings):
     "The dependency that asks for a key and holds the rate, or None if neither is wanted."
     keys, rate = listed(settings.api_keys), Rate(settings.rate)
+
     def check(request, key):
         known = check_key(key or '', keys)
         wait = rate.wait(f'key {key}' if known else request.client.host if request.client else '')
-        if wait: raise Problem(429, 'too_many_requests', f'More than {settings.rate:g} requests a minute; try again in {math.ceil(wait)} s.', Retry_After=math.ceil(wait))
-        if keys and not known: raise Problem(401, 'no_key', 'Send one of the service\'s keys in the header X-API-Key.', WWW_Authenticate='ApiKey')
-    async def with_key(request:Request, key:Optional[str]=Security(APIKeyHeader(name='X-API-Key', auto_error=False))): check(request, key)
-    async def without(request:Request): check(request, None)
+        if wait:
+            raise Problem(
+                429,
+                'too_many_requests',
+                f'More than {settings.rate:g} requests a minute; try again in {math.ceil(wait)} s.',
+                Retry_After=math.ceil(wait),
+            )
+        if keys and not known:
+            raise Problem(
+                401,
+                'no_key',
+                "Send one of the service's keys in the header X-API-Key.",
+                WWW_Authenticate='ApiKey',
+            )
+
+    async def with_key(
+        request: Request,
+        key: Optional[str] = Security(APIKeyHeader(name='X-API-Key', auto_error=False)),
+    ):
+        check(request, key)
+
+    async def without(request: Request):
+        check(request, None)
+
     return with_key if keys else without if settings.rate else None
 
 # %% ../nbs/06_api.ipynb #a06-makeapp
 def make_app(
-    settings:Settings=None, # None: from the environment
-    predictor=None, # None: loaded when the server starts
-)->FastAPI:
+    settings: Settings = None,  # None: from the environment
+    predictor=None,  # None: loaded when the server starts
+) -> FastAPI:
     "The service as an ASGI application."
     settings = settings or Settings.from_env()
+
     @asynccontextmanager
     async def lifespan(app):
         service = Service(predictor or await asyncio.to_thread(load_predictor, settings), settings)
         await asyncio.to_thread(service.judge.self_test)
         app.state.service = service
-        try: yield
-        finally: await service.close(); app.state.service = None
-    app = FastAPI(title='face_future', version=__version__, lifespan=lifespan, generate_unique_id_function=lambda route: route.name, license_info=dict(name='Apache-2.0'),
-                  description='Tells photographs of faces from AI-made and manipulated ones. A verdict is a reason to look closer, never proof.')
+        try:
+            yield
+        finally:
+            await service.close()
+            app.state.service = None
+
+    app = FastAPI(
+        title='face_future',
+        version=__version__,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+        license_info=dict(name='Apache-2.0'),
+        description='Tells photographs of faces from AI-made and manipulated ones. A verdict is a reason to look closer, never proof.',
+    )
     admit = admission(settings)
-    app.include_router(judging, dependencies=[Depends(admit)] if admit else [], responses=errors(*[401]*bool(settings.api_keys), *[429]*bool(settings.rate)))
+    app.include_router(
+        judging,
+        dependencies=[Depends(admit)] if admit else [],
+        responses=errors(*[401] * bool(settings.api_keys), *[429] * bool(settings.rate)),
+    )
     app.include_router(facts)
-    add_page(app); add_errors(app)
+    add_page(app)
+    add_errors(app)
     app.add_middleware(Timed)
-    app.add_middleware(Guard, max_body=int(settings.max_body_mb*1e6), max_held=int(8*settings.max_body_mb*1e6), patience=settings.timeout)
-    if settings.cors: app.add_middleware(CORSMiddleware, allow_origins=listed(settings.cors), allow_methods=['GET', 'POST'], allow_headers=['X-API-Key', 'X-Request-ID'], expose_headers=['X-Request-ID', 'Retry-After'])
+    app.add_middleware(
+        Guard,
+        max_body=int(settings.max_body_mb * 1e6),
+        max_held=int(8 * settings.max_body_mb * 1e6),
+        patience=settings.timeout,
+    )
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=listed(settings.cors),
+            allow_methods=['GET', 'POST'],
+            allow_headers=['X-API-Key', 'X-Request-ID'],
+            expose_headers=['X-Request-ID', 'Retry-After'],
+        )
     return app
+
 
 app = make_app()

@@ -7,40 +7,59 @@ __all__ = ['FORMATS', 'INTERPOLATIONS', 'ImageError', 'read_rgb', 'check_images'
            'augmentations', 'seed_each', 'ImageSet']
 
 # %% ../nbs/01_data.ipynb #d01-imports
-import io, hashlib
+import hashlib
+import io
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-import cv2, numpy as np
+
+import cv2
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 # %% ../nbs/01_data.ipynb #d01-error
 try:
     from pillow_heif import register_heif_opener
+
     register_heif_opener()
-except ImportError: pass  # HEIC is optional: pip install face_future[heif]
+except ImportError:
+    pass  # HEIC is optional: pip install face_future[heif]
 Image.init()
-FORMATS = [f for f in ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF', 'PPM') if f in Image.OPEN]
+FORMATS = [
+    f
+    for f in ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF', 'PPM')
+    if f in Image.OPEN
+]
+
 
 class ImageError(ValueError):
     "An image that can't be used. `code`: `empty`, `not_an_image`, `truncated` or `too_large`."
-    def __init__(self, code:str, message:str):
+
+    def __init__(self, code: str, message: str):
         super().__init__(message)
         self.code = code
 
 # %% ../nbs/01_data.ipynb #d01-open
 def _open(src, name, max_pixels, formats=FORMATS):
     "The opened, not yet decoded image, or an `ImageError`."
-    try: im = Image.open(src, formats=formats)
+    try:
+        im = Image.open(src, formats=formats)
     except UnidentifiedImageError:
-        raise ImageError('not_an_image', f'{name}: not an image in a format we read ({", ".join(formats)}).') from None
-    except Image.DecompressionBombError: raise ImageError('too_large', f'{name}: far too many pixels; make it smaller.') from None
-    except (OSError, SyntaxError, ValueError, EOFError) as e: raise ImageError('truncated', f'{name}: the header is damaged ({e}).') from None
+        raise ImageError(
+            'not_an_image', f'{name}: not an image in a format we read ({", ".join(formats)}).'
+        ) from None
+    except Image.DecompressionBombError:
+        raise ImageError('too_large', f'{name}: far too many pixels; make it smaller.') from None
+    except (OSError, SyntaxError, ValueError, EOFError) as e:
+        raise ImageError('truncated', f'{name}: the header is damaged ({e}).') from None
     w, h = im.size
-    if w*h > max_pixels:
-        raise ImageError('too_large', f'{name}: {w}×{h} is over the limit of {max_pixels:,} pixels; make it smaller or raise max_pixels.')
+    if w * h > max_pixels:
+        raise ImageError(
+            'too_large',
+            f'{name}: {w}×{h} is over the limit of {max_pixels:,} pixels; make it smaller or raise max_pixels.',
+        )
     return im
 
 # %% ../nbs/01_data.ipynb #d01-torgb
@@ -48,9 +67,11 @@ def _to_rgb(im):
     "Any PIL mode to RGB: alpha over white, deep greys scaled to 8 bits."
     if im.mode[0] in 'IF':
         x = np.asarray(im, np.float32)
-        if im.mode == 'F': top = 1 if x.max() <= 1 else 255
-        else: top = 65535 if im.mode.startswith('I;16') or x.max() > 255 else 255
-        im = Image.fromarray((x.clip(0, top)*(255/top)).round().astype(np.uint8))
+        if im.mode == 'F':
+            top = 1 if x.max() <= 1 else 255
+        else:
+            top = 65535 if im.mode.startswith('I;16') or x.max() > 255 else 255
+        im = Image.fromarray((x.clip(0, top) * (255 / top)).round().astype(np.uint8))
     if im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
@@ -58,129 +79,218 @@ def _to_rgb(im):
 
 # %% ../nbs/01_data.ipynb #d01-read
 def read_rgb(
-    src, # path, bytes, or a binary file object
-    max_pixels:int=50_000_000, # refuse more pixels than this, judged by the header
-    formats=FORMATS, # Pillow's names of the formats to read, known by their content
-)->np.ndarray: # height × width × 3, uint8, RGB, upright; the first frame of an animation
+    src,  # path, bytes, or a binary file object
+    max_pixels: int = 50_000_000,  # refuse more pixels than this, judged by the header
+    formats=FORMATS,  # Pillow's names of the formats to read, known by their content
+) -> np.ndarray:  # height × width × 3, uint8, RGB, upright; the first frame of an animation
     "Decode any image to RGB, or raise an `ImageError` (`FileNotFoundError` if there is no such file)."
     name = Path(src).name if isinstance(src, (str, Path)) else 'this upload'
-    data = src if isinstance(src, bytes) else Path(src).read_bytes() if isinstance(src, (str, Path)) else src.read()
-    if not data: raise ImageError('empty', f'{name}: the file is empty.')
+    data = (
+        src
+        if isinstance(src, bytes)
+        else Path(src).read_bytes()
+        if isinstance(src, (str, Path))
+        else src.read()
+    )
+    if not data:
+        raise ImageError('empty', f'{name}: the file is empty.')
     im = _open(io.BytesIO(data), name, max_pixels, formats)
-    try: ImageOps.exif_transpose(im, in_place=True); im = _to_rgb(im)
+    try:
+        ImageOps.exif_transpose(im, in_place=True)
+        im = _to_rgb(im)
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as e:
         raise ImageError('truncated', f'{name}: the file is damaged or cut off ({e}).') from None
     return np.asarray(im)
 
 # %% ../nbs/01_data.ipynb #d01-checkimages
 def check_images(
-    files, # paths
-    progress:bool=False, # show a progress bar
-)->dict: # path -> what is wrong with it; empty when all is well
+    files,  # paths
+    progress: bool = False,  # show a progress bar
+) -> dict:  # path -> what is wrong with it; empty when all is well
     "Try to decode every file; the ones that fail, with the reason."
+
     def bad(f):
-        try: read_rgb(f)
-        except (ImageError, OSError) as e: return str(e)
+        try:
+            read_rgb(f)
+        except (ImageError, OSError) as e:
+            return str(e)
+
     files = list(files)
     with ThreadPoolExecutor() as ex:
-        return {f: e for f, e in zip(files, tqdm(ex.map(bad, files), total=len(files), desc='checking', disable=not progress)) if e}
+        return {
+            f: e
+            for f, e in zip(
+                files,
+                tqdm(ex.map(bad, files), total=len(files), desc='checking', disable=not progress),
+            )
+            if e
+        }
 
 # %% ../nbs/01_data.ipynb #d01-square-fns
 def centre_square(height, width):
     "The largest square in the middle: left, top, side."
     s = min(height, width)
-    return (width-s)//2, (height-s)//2, s
+    return (width - s) // 2, (height - s) // 2, s
+
 
 def face_square(box, margin, height, width):
     "The square round a face's `box` (left, top, width, height), inside the picture: left, top, side, in pixels."
     x, y, w, h = box
-    s = max(1, round(min(margin*max(w, h), height, width)))
-    return round(min(max(x + w/2 - s/2, 0), width-s)), round(min(max(y + h/2 - s/2, 0), height-s)), s
+    s = max(1, round(min(margin * max(w, h), height, width)))
+    return (
+        round(min(max(x + w / 2 - s / 2, 0), width - s)),
+        round(min(max(y + h / 2 - s / 2, 0), height - s)),
+        s,
+    )
 
 # %% ../nbs/01_data.ipynb #d01-preprocess
-INTERPOLATIONS = dict(nearest=cv2.INTER_NEAREST, bilinear=cv2.INTER_LINEAR, bicubic=cv2.INTER_CUBIC, lanczos=cv2.INTER_LANCZOS4)
+INTERPOLATIONS = dict(
+    nearest=cv2.INTER_NEAREST,
+    bilinear=cv2.INTER_LINEAR,
+    bicubic=cv2.INTER_CUBIC,
+    lanczos=cv2.INTER_LANCZOS4,
+)
+
 
 @lru_cache
 def _levels(mean, std):
     "What each of 256 levels becomes, channel by channel: 3 × 256, float32."
-    return np.ascontiguousarray(((np.arange(256, dtype=np.float32)[:, None]/255 - np.float32(mean))/np.float32(std)).T)
+    return np.ascontiguousarray(
+        ((np.arange(256, dtype=np.float32)[:, None] / 255 - np.float32(mean)) / np.float32(std)).T
+    )
+
 
 @dataclass(frozen=True)
 class Preprocess:
     "From RGB bytes to what the network sees; `asdict` of it travels in the weights file."
-    size:int=128                        # side of the network's input, pixels
-    interpolation:str='bicubic'         # how smaller pictures are enlarged; larger ones are always area-averaged
-    mean:tuple=(0.485, 0.456, 0.406)    # subtracted, per channel, on the scale 0 to 1
-    std:tuple=(0.229, 0.224, 0.225)     # then divided by
-    crop:str='whole'                    # `whole`: the picture's centre square; `face`: a square round each face
-    margin:float=1.1                    # side of that square in units of the face's longer side
-    detector:str=''                     # what found the faces in training, see chapter 01b
+
+    size: int = 128  # side of the network's input, pixels
+    interpolation: str = (
+        'bicubic'  # how smaller pictures are enlarged; larger ones are always area-averaged
+    )
+    mean: tuple = (0.485, 0.456, 0.406)  # subtracted, per channel, on the scale 0 to 1
+    std: tuple = (0.229, 0.224, 0.225)  # then divided by
+    crop: str = 'whole'  # `whole`: the picture's centre square; `face`: a square round each face
+    margin: float = 1.1  # side of that square in units of the face's longer side
+    detector: str = ''  # what found the faces in training, see parts/faces
+
     def __post_init__(self):
-        for k in ('mean', 'std'): object.__setattr__(self, k, tuple(getattr(self, k))) # JSON knows lists only
+        for k in ('mean', 'std'):
+            object.__setattr__(self, k, tuple(getattr(self, k)))  # JSON knows lists only
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f'interpolation {self.interpolation!r}: choose one of {", ".join(INTERPOLATIONS)}.')
-        if self.crop not in ('whole', 'face'): raise ValueError(f'crop {self.crop!r}: choose whole or face.')
-        if self.size < 32: raise ValueError(f'size {self.size}: the network needs at least 32 pixels.')
+            raise ValueError(
+                f'interpolation {self.interpolation!r}: choose one of {", ".join(INTERPOLATIONS)}.'
+            )
+        if self.crop not in ('whole', 'face'):
+            raise ValueError(f'crop {self.crop!r}: choose whole or face.')
+        if self.size < 32:
+            raise ValueError(f'size {self.size}: the network needs at least 32 pixels.')
 
     def square(self, rgb, box=None):
         "The square round `box` (left, top, width, height), or the centre square, of `rgb` (H × W × 3, uint8); `size` × `size`."
         h, w = rgb.shape[:2]
         x, y, s = centre_square(h, w) if box is None else face_square(box, self.margin, h, w)
-        rgb = np.ascontiguousarray(rgb[y:y+s, x:x+s])
-        if s == self.size: return rgb
-        return cv2.resize(rgb, (self.size,)*2, interpolation=cv2.INTER_AREA if s > self.size else INTERPOLATIONS[self.interpolation])
+        rgb = np.ascontiguousarray(rgb[y : y + s, x : x + s])
+        if s == self.size:
+            return rgb
+        return cv2.resize(
+            rgb,
+            (self.size,) * 2,
+            interpolation=cv2.INTER_AREA if s > self.size else INTERPOLATIONS[self.interpolation],
+        )
 
     def __call__(self, rgb, box=None):
         "Network input for one image, or one face in it: 3 × `size` × `size`, float32, normalised."
-        return np.stack([cv2.LUT(*c) for c in zip(cv2.split(self.square(rgb, box)), _levels(self.mean, self.std))])
+        return np.stack(
+            [
+                cv2.LUT(*c)
+                for c in zip(cv2.split(self.square(rgb, box)), _levels(self.mean, self.std))
+            ]
+        )
 
     def undo(self, x):
         "Back from a network input to RGB bytes, for showing: `size` × `size` × 3."
-        x = np.asarray(x, np.float32).transpose(1, 2, 0)*np.float32(self.std) + np.float32(self.mean)
-        return (x*255).round().clip(0, 255).astype(np.uint8)
+        x = np.asarray(x, np.float32).transpose(1, 2, 0) * np.float32(self.std) + np.float32(
+            self.mean
+        )
+        return (x * 255).round().clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/01_data.ipynb #d01-augment
 def augmentations(
-    level:str='light', # `none`, `light`, `turns` or `web`
-): # an albumentations `Compose` on H × W × 3 uint8, or None
+    level: str = 'light',  # `none`, `light`, `turns` or `web`
+):  # an albumentations `Compose` on H × W × 3 uint8, or None
     "What training does to a picture before preprocessing."
-    if level == 'none': return None
-    if level not in ('light', 'turns', 'web'): raise ValueError(f'augmentation {level!r}: choose none, light, turns or web.')
+    if level == 'none':
+        return None
+    if level not in ('light', 'turns', 'web'):
+        raise ValueError(f'augmentation {level!r}: choose none, light, turns or web.')
     import albumentations as A
-    light = [A.D4(p=1) if level == 'turns' else A.HorizontalFlip(p=.5),
-             A.Affine(translate_percent=(-.125, .125), interpolation=cv2.INTER_NEAREST, border_mode=cv2.BORDER_REFLECT_101, p=.8),
-             A.RandomBrightnessContrast(.1, .1, p=.3), A.HueSaturationValue(5, 15, 5, p=.2)]
-    web = [A.OneOf([A.Downscale((.5, .95), interpolation_pair=dict(downscale=cv2.INTER_AREA, upscale=cv2.INTER_CUBIC)),
-                    A.GaussianBlur(blur_limit=0, sigma_limit=(.2, 1.2)), A.GaussNoise(std_range=(.01, .05))], p=.4),
-           A.OneOf([A.ImageCompression('jpeg', (40, 95)), A.ImageCompression('webp', (40, 95))], p=.4)]
+
+    light = [
+        A.D4(p=1) if level == 'turns' else A.HorizontalFlip(p=0.5),
+        A.Affine(
+            translate_percent=(-0.125, 0.125),
+            interpolation=cv2.INTER_NEAREST,
+            border_mode=cv2.BORDER_REFLECT_101,
+            p=0.8,
+        ),
+        A.RandomBrightnessContrast(0.1, 0.1, p=0.3),
+        A.HueSaturationValue(5, 15, 5, p=0.2),
+    ]
+    web = [
+        A.OneOf(
+            [
+                A.Downscale(
+                    (0.5, 0.95),
+                    interpolation_pair=dict(downscale=cv2.INTER_AREA, upscale=cv2.INTER_CUBIC),
+                ),
+                A.GaussianBlur(blur_limit=0, sigma_limit=(0.2, 1.2)),
+                A.GaussNoise(std_range=(0.01, 0.05)),
+            ],
+            p=0.4,
+        ),
+        A.OneOf(
+            [A.ImageCompression('jpeg', (40, 95)), A.ImageCompression('webp', (40, 95))], p=0.4
+        ),
+    ]
     return A.Compose(light + (web if level == 'web' else []))
 
 # %% ../nbs/01_data.ipynb #d01-seedfn
-def seed_each(augment, seed:int): # an albumentations transform, or a composition of them
+def seed_each(augment, seed: int):  # an albumentations transform, or a composition of them
     "Seed every transform of a composition, however deep, by itself; the same seed gives the same picture."
     augment.set_random_seed(seed)
-    for k, t in enumerate(getattr(augment, 'transforms', ())): seed_each(t, (31*seed + k + 1) % 2**32)
+    for k, t in enumerate(getattr(augment, 'transforms', ())):
+        seed_each(t, (31 * seed + k + 1) % 2**32)
 
 # %% ../nbs/01_data.ipynb #d01-imageset
 class ImageSet:
     "For a `DataLoader`: images and their labels (0 real, 1 fake, in the data set's words) as network inputs."
-    def __init__(self,
-        rows, # DataFrame with `path`, `prediction` and, if known, `source`
-        root, # folder that `path` is relative to
-        preprocess:Preprocess, # the settings shared with prediction
-        augment=None, # from `augmentations`
-        seed:int=42, # of the augmentations
+
+    def __init__(
+        self,
+        rows,  # DataFrame with `path`, `prediction` and, if known, `source`
+        root,  # folder that `path` is relative to
+        preprocess: Preprocess,  # the settings shared with prediction
+        augment=None,  # from `augmentations`
+        seed: int = 42,  # of the augmentations
     ):
-        self.files = [Path(root)/p for p in rows['path']]
+        self.files = [Path(root) / p for p in rows['path']]
         self.labels = [int(l == 'fake') for l in rows['prediction']]
-        self.sources = list(rows.get('source', ['']*len(rows)))
+        self.sources = list(rows.get('source', [''] * len(rows)))
         self.preprocess, self.augment, self.seed, self.epoch = preprocess, augment, seed, 0
-    def __len__(self): return len(self.files)
+
+    def __len__(self):
+        return len(self.files)
+
     def __getitem__(self, i):
         "Image 3 × size × size float32, and its label as int64."
-        import torch # here, so that who only predicts needs none
+        import torch  # here, so that who only predicts needs none
+
         rgb = read_rgb(self.files[i])
         if self.augment:
-            seed_each(self.augment, int(hashlib.sha256(f'{self.seed}/{self.epoch}/{i}'.encode()).hexdigest()[:8], 16))
+            seed_each(
+                self.augment,
+                int(hashlib.sha256(f'{self.seed}/{self.epoch}/{i}'.encode()).hexdigest()[:8], 16),
+            )
             rgb = self.augment(image=rgb)['image']
         return torch.from_numpy(self.preprocess(rgb)), torch.tensor(self.labels[i])

@@ -8,8 +8,11 @@ __all__ = ['read_scores', 'score_images', 'get_scores', 'pairs', 'report', 'cove
 # %% ../nbs/07_evaluate.ipynb #e07-imports
 import io
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 from scipy.stats import binomtest
+
 from .calibrate import draw_reliability
 from .files import atomic_write
 from .labels import Labels
@@ -18,117 +21,222 @@ from .tta_inference import Predictor, predict_files
 
 # %% ../nbs/07_evaluate.ipynb #e07-readfn
 def read_scores(
-    file, # CSV with columns path and score; maybe verdict (real, fake, unsure)
-    rows, # a labels file's rows: path, …
-)->pd.DataFrame: # `rows` with score (nan: missing) and verdict ('' where none was given)
+    file,  # CSV with columns path and score; maybe verdict (real, fake, unsure)
+    rows,  # a labels file's rows: path, …
+) -> pd.DataFrame:  # `rows` with score (nan: missing) and verdict ('' where none was given)
     "A score for each labelled image, matched by path."
     got, name = pd.read_csv(file), Path(file).name
     if missing := {'path', 'score'} - set(got.columns):
-        raise ValueError(f'{name} has no column {" or ".join(sorted(missing))}: it needs path and score, a row an image.')
-    if (twice := got.path[got.path.duplicated()]).size: raise ValueError(f'{name} has more than one row for {twice.iloc[0]}.')
+        raise ValueError(
+            f'{name} has no column {" or ".join(sorted(missing))}: it needs path and score, a row an image.'
+        )
+    if (twice := got.path[got.path.duplicated()]).size:
+        raise ValueError(f'{name} has more than one row for {twice.iloc[0]}.')
     score = pd.to_numeric(got.score, errors='coerce').replace([np.inf, -np.inf], np.nan)
     verdict = got.verdict.fillna('') if 'verdict' in got else pd.Series('', got.index)
-    out = rows.merge(pd.DataFrame(dict(path=got.path.astype(str), score=score, verdict=verdict)), 'left', 'path')
+    out = rows.merge(
+        pd.DataFrame(dict(path=got.path.astype(str), score=score, verdict=verdict)), 'left', 'path'
+    )
     if len(out) and out.score.isna().all():
-        raise ValueError(f'{name}: no path with a score is among the labelled images; they look like {rows.path.iloc[0]!r}, and its own like {got.path.iloc[0] if len(got) else ""!r}.')
+        raise ValueError(
+            f'{name}: no path with a score is among the labelled images; they look like {rows.path.iloc[0]!r}, and its own like {got.path.iloc[0] if len(got) else ""!r}.'
+        )
     return out.assign(verdict=out.verdict.fillna(''))
 
 # %% ../nbs/07_evaluate.ipynb #e07-ours
 def score_images(
-    predictor, # a `Predictor`
-    labels, # a `Labels`, or its file
-    split:str='valid', # `valid`, `train`, or empty: every image
-    progress:bool=False,
-)->pd.DataFrame: # a row an image: the labels' columns, fake (bool, in the world's sense), score (p_fake; nan: could not be read), logit, verdict, reason
+    predictor,  # a `Predictor`
+    labels,  # a `Labels`, or its file
+    split: str = 'valid',  # `valid`, `train`, or empty: every image
+    progress: bool = False,
+) -> pd.DataFrame:  # a row an image: the labels' columns, fake (bool, in the world's sense), score (p_fake; nan: could not be read), logit, verdict, reason
     "Judge labelled images."
     labels = labels if isinstance(labels, Labels) else Labels.load(labels)
     mine = np.array([not split or s == split for s in labels.rows.split])
-    if not mine.any(): raise ValueError(f'None of these images is in the split {split!r}: there is nothing to measure on.')
-    rows, files = labels.rows[mine].reset_index(drop=True), [f for f, m in zip(labels.files, mine) if m]
+    if not mine.any():
+        raise ValueError(
+            f'None of these images is in the split {split!r}: there is nothing to measure on.'
+        )
+    rows, files = (
+        labels.rows[mine].reset_index(drop=True),
+        [f for f, m in zip(labels.files, mine) if m],
+    )
     got, _ = predict_files(predictor, files, progress=progress)
-    said = pd.DataFrame(got, columns=['path', 'p_fake', 'logit', 'verdict', 'reason']).set_index('path').reindex([str(f) for f in files])
+    said = (
+        pd.DataFrame(got, columns=['path', 'p_fake', 'logit', 'verdict', 'reason'])
+        .set_index('path')
+        .reindex([str(f) for f in files])
+    )
     fake = (rows.prediction == 'fake') != (labels.fake_means == 'photograph')
-    return rows.assign(fake=fake, score=said.p_fake.to_numpy(), logit=said.logit.to_numpy(), verdict=said.verdict.fillna('').to_numpy(), reason=said.reason.fillna('unreadable').to_numpy())
+    return rows.assign(
+        fake=fake,
+        score=said.p_fake.to_numpy(),
+        logit=said.logit.to_numpy(),
+        verdict=said.verdict.fillna('').to_numpy(),
+        reason=said.reason.fillna('unreadable').to_numpy(),
+    )
 
 # %% ../nbs/07_evaluate.ipynb #e07-either
 def get_scores(
-    what, # a weights file or its name (None: the default one), or a CSV as for `read_scores`
-    labels:Labels,
-    split:str='valid', # `valid`, `train`, or empty: every image
-    progress:bool=False,
-): # -> the table of `score_images`, the threshold, the file's name
+    what,  # a weights file or its name (None: the default one), or a CSV as for `read_scores`
+    labels: Labels,
+    split: str = 'valid',  # `valid`, `train`, or empty: every image
+    progress: bool = False,
+):  # -> the table of `score_images`, the threshold, the file's name
     "The scores of labelled images, by weights or from a table."
     if Path(what or '').suffix.lower() != '.csv':
         p = Predictor(what)
         return score_images(p, labels, split, progress), p.settings['threshold'], p.file.name
     rows = labels.rows[[not split or s == split for s in labels.rows.split]].reset_index(drop=True)
     table = read_scores(what, rows)
-    return table.assign(fake=(table.prediction == 'fake') != (labels.fake_means == 'photograph')), .5, Path(what).name
+    return (
+        table.assign(fake=(table.prediction == 'fake') != (labels.fake_means == 'photograph')),
+        0.5,
+        Path(what).name,
+    )
 
 # %% ../nbs/07_evaluate.ipynb #e07-pairsfn
-def pairs(source, fake)->list: # of (name, mask N)
+def pairs(source, fake) -> list:  # of (name, mask N)
     "What is compared: each source with both classes, else each of fakes with each of photographs; and `pooled`."
     source, fake = np.asarray(source), np.asarray(fake, bool)
     has = lambda s, f: ((source == s) & (fake == f)).any()
-    names = sorted(set(source)); both = [s for s in names if has(s, True) and has(s, False)]
-    out = [(s or 'all', source == s) for s in both]                        # where nobody named a source
-    out += [(f'{s}, {r}', np.isin(source, [s, r])) for s in names for r in names if s not in both and r not in both and has(s, True) and has(r, False)]
+    names = sorted(set(source))
+    both = [s for s in names if has(s, True) and has(s, False)]
+    out = [(s or 'all', source == s) for s in both]  # where nobody named a source
+    out += [
+        (f'{s}, {r}', np.isin(source, [s, r]))
+        for s in names
+        for r in names
+        if s not in both and r not in both and has(s, True) and has(r, False)
+    ]
     return ([('pooled', np.ones(len(fake), bool))] if len(out) != 1 else []) + out
 
-def report(table, threshold:float, rounds:int=1000)->pd.DataFrame:
+
+def report(table, threshold: float, rounds: int = 1000) -> pd.DataFrame:
     "A row for each pair and metric: pair, n_fake, n_real, metric, value, lo, hi, how. `table` as `read_scores` gives it, with `fake` (bool)."
     out, ok = [], table[table.score.notna()]
     for name, mask in pairs(ok.source, ok.fake):
         t = ok[mask]
         g = t.group if 'group' in t else None
-        out.append(intervals(t.fake, t.score, threshold, g, rounds).assign(pair=name, n_fake=int(t.fake.sum()), n_real=int((~t.fake).sum())))
-    return pd.concat(out)[['pair', 'n_fake', 'n_real', 'metric', 'value', 'lo', 'hi', 'how']].reset_index(drop=True)
+        out.append(
+            intervals(t.fake, t.score, threshold, g, rounds).assign(
+                pair=name, n_fake=int(t.fake.sum()), n_real=int((~t.fake).sum())
+            )
+        )
+    return pd.concat(out)[
+        ['pair', 'n_fake', 'n_real', 'metric', 'value', 'lo', 'hi', 'how']
+    ].reset_index(drop=True)
 
-def coverage(table, threshold:float)->pd.DataFrame: # source, fake, n, scored, decided, called_fake, wrong: shares of n, and of those decided
+
+def coverage(
+    table, threshold: float
+) -> (
+    pd.DataFrame
+):  # source, fake, n, scored, decided, called_fake, wrong: shares of n, and of those decided
     "How many images got a score, how many a verdict (where none is given, the threshold's), and how many of the verdicts were wrong."
-    verdict = table.verdict.where(table.verdict != '', np.where(table.score >= threshold, 'fake', 'real'))
-    t = table.assign(verdict=verdict, scored=table.score.notna(), decided=table.score.notna() & (table.verdict != 'unsure'))
-    t = t.assign(called_fake=(t.verdict == 'fake').where(t.decided), wrong=((t.verdict == 'fake') != t.fake).where(t.decided))
-    out = t.groupby(['source', 'fake']).agg(n=('scored', 'size'), scored=('scored', 'mean'), decided=('decided', 'mean'), called_fake=('called_fake', 'mean'), wrong=('wrong', 'mean'))
+    verdict = table.verdict.where(
+        table.verdict != '', np.where(table.score >= threshold, 'fake', 'real')
+    )
+    t = table.assign(
+        verdict=verdict,
+        scored=table.score.notna(),
+        decided=table.score.notna() & (table.verdict != 'unsure'),
+    )
+    t = t.assign(
+        called_fake=(t.verdict == 'fake').where(t.decided),
+        wrong=((t.verdict == 'fake') != t.fake).where(t.decided),
+    )
+    out = t.groupby(['source', 'fake']).agg(
+        n=('scored', 'size'),
+        scored=('scored', 'mean'),
+        decided=('decided', 'mean'),
+        called_fake=('called_fake', 'mean'),
+        wrong=('wrong', 'mean'),
+    )
     return out.astype(float).astype({'n': int}).reset_index()
 
 # %% ../nbs/07_evaluate.ipynb #e07-write
 def draw_report(table, threshold):
     "ROC by pair, reliability, and the scores of both classes; a matplotlib figure."
     import matplotlib.pyplot as plt
+
     fig, (a, b, c) = plt.subplots(1, 3, figsize=(11, 3.4), dpi=70)
     t = table[table.score.notna()]
     for name, mask in pairs(t.source, t.fake):
-        m = t[mask]; tp, fp = curve(m.fake.to_numpy(float), m.score.to_numpy(), np.ones(len(m)))
-        line, = a.plot(fp/fp[-1], tp/tp[-1], lw=1, label=name)
-        a.plot((m.score[~m.fake] >= threshold).mean(), (m.score[m.fake] >= threshold).mean(), 'o', ms=4, color=line.get_color())
-    a.set(xlabel='photographs called fake', ylabel='fakes called fake', title='ROC; dots: at the threshold'); a.legend(fontsize=6.5, loc='lower right')
-    if t.score.between(0, 1).all(): draw_reliability(b, t.fake, t.score, 'reliability')
-    for f, colour in ((False, '#0072B2'), (True, '#D55E00')): c.hist(t.score[t.fake == f], 30, alpha=.6, color=colour, label='fake' if f else 'photograph')
-    c.axvline(threshold, color='k', lw=.8, ls='--'); c.set(xlabel='score', ylabel='images', title='scores', yscale='log'); c.legend(fontsize=7)
+        m = t[mask]
+        tp, fp = curve(m.fake.to_numpy(float), m.score.to_numpy(), np.ones(len(m)))
+        (line,) = a.plot(fp / fp[-1], tp / tp[-1], lw=1, label=name)
+        a.plot(
+            (m.score[~m.fake] >= threshold).mean(),
+            (m.score[m.fake] >= threshold).mean(),
+            'o',
+            ms=4,
+            color=line.get_color(),
+        )
+    a.set(
+        xlabel='photographs called fake',
+        ylabel='fakes called fake',
+        title='ROC; dots: at the threshold',
+    )
+    a.legend(fontsize=6.5, loc='lower right')
+    if t.score.between(0, 1).all():
+        draw_reliability(b, t.fake, t.score, 'reliability')
+    for f, colour in ((False, '#0072B2'), (True, '#D55E00')):
+        c.hist(
+            t.score[t.fake == f], 30, alpha=0.6, color=colour, label='fake' if f else 'photograph'
+        )
+    c.axvline(threshold, color='k', lw=0.8, ls='--')
+    c.set(xlabel='score', ylabel='images', title='scores', yscale='log')
+    c.legend(fontsize=7)
     fig.tight_layout()
     return fig
 
-def write_report(table, threshold, out, rounds:int=1000):
+
+def write_report(table, threshold, out, rounds: int = 1000):
     "`scores.csv`, `report.csv`, `coverage.csv`, `report.png` in the folder `out`; returns (report, coverage)."
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     figures, covered = report(table, threshold, rounds), coverage(table, threshold)
-    for name, t in dict(scores=table, report=figures, coverage=covered).items(): atomic_write(out/f'{name}.csv', t.to_csv(index=False, float_format='%.6g'))
-    b = io.BytesIO(); fig = draw_report(table, threshold); fig.savefig(b, format='png'); atomic_write(out/'report.png', b.getvalue())
-    import matplotlib.pyplot as plt; plt.close(fig)
+    for name, t in dict(scores=table, report=figures, coverage=covered).items():
+        atomic_write(out / f'{name}.csv', t.to_csv(index=False, float_format='%.6g'))
+    b = io.BytesIO()
+    fig = draw_report(table, threshold)
+    fig.savefig(b, format='png')
+    atomic_write(out / 'report.png', b.getvalue())
+    import matplotlib.pyplot as plt
+
+    plt.close(fig)
     return figures, covered
 
 # %% ../nbs/07_evaluate.ipynb #e07-bysource
-def by_source(source, is_fake, p_fake, threshold)->dict: # N each
+def by_source(source, is_fake, p_fake, threshold) -> dict:  # N each
     "`pairs`: AUROC (DeLong) of what is compared; `called_fake`: share at or above `threshold` in each source and class (Wilson); 95 % intervals."
-    source, fake, p, called, out = np.asarray(source), np.asarray(is_fake, bool), np.asarray(p_fake), [], []
+    source, fake, p, called, out = (
+        np.asarray(source),
+        np.asarray(is_fake, bool),
+        np.asarray(p_fake),
+        [],
+        [],
+    )
     for s, f in sorted({(s, bool(f)) for s, f in zip(source, fake)}):
         hit = p[(source == s) & (fake == f)] >= threshold
         ci = binomtest(int(hit.sum()), len(hit)).proportion_ci(method='wilson')
-        called.append(dict(source=s or 'all', fake=f, n=len(hit), share=float(hit.mean()), lo=float(ci.low), hi=float(ci.high)))
+        called.append(
+            dict(
+                source=s or 'all',
+                fake=f,
+                n=len(hit),
+                share=float(hit.mean()),
+                lo=float(ci.low),
+                hi=float(ci.high),
+            )
+        )
     for name, mask in pairs(source, fake):
-        if name == 'pooled': continue
+        if name == 'pooled':
+            continue
         auc, lo, hi = map(float, auroc_interval(fake[mask], p[mask]))
         fakes, _, reals = name.partition(', ')
-        out.append(dict(fake=fakes, real=reals or fakes, n=int(mask.sum()), auroc=auc, lo=lo, hi=hi))
+        out.append(
+            dict(fake=fakes, real=reals or fakes, n=int(mask.sum()), auroc=auc, lo=lo, hi=hi)
+        )
     return dict(pairs=out, called_fake=called)

@@ -7,201 +7,354 @@ __all__ = ['trace', 'tensor_places', 'point_into', 'ExportError', 'example_input
            'held_out_squares', 'auroc_change', 'gate', 'note_precision', 'quantise']
 
 # %% ../nbs/08_export.ipynb #e08-imports
-import io, json, logging, os, shutil, struct, time, warnings
+import io
+import json
+import logging
+import os
+import shutil
+import struct
+import time
+import warnings
 from pathlib import Path
-import numpy as np, onnx, torch
+
+import numpy as np
+import onnx
+import torch
+from .model_config import WeightsError, complete, find_weights, onnx_notes, read_settings
 from onnx import TensorProto, helper
 from torch import nn
+
 import face_future
-from .files import atomic_write
-from .data import Preprocess, read_rgb
-from .settings import WeightsError, complete, find_weights, onnx_notes, read_settings
-from .model import forward_all, load_weights, save_weights
 from .backends import BackendMissing, Onnx, OpenVino
+from .data import Preprocess, read_rgb
+from .files import atomic_write
+from .model import forward_all, load_weights, save_weights
 
 # %% ../nbs/08_export.ipynb #e08-tracefn
 class _Outputs(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
-    def forward(self, x): return tuple(t for t in forward_all(self.model, x) if t is not None)
+
+    def forward(self, x):
+        return tuple(t for t in forward_all(self.model, x) if t is not None)
+
 
 def trace(
-    model, # in eval mode
-    size:int, # of its input
-): # `onnx.ModelProto`, its tensors inside, in 32 bits, named as in the model
+    model,  # in eval mode
+    size: int,  # of its input
+):  # `onnx.ModelProto`, its tensors inside, in 32 bits, named as in the model
     "The graph of `forward_all`: image -> logit, features and, where there is one, map."
     x, names = torch.zeros(2, 3, size, size), ['logit', 'features', 'map']
-    with torch.no_grad(): names = names[:len(_Outputs(model)(x))]
+    with torch.no_grad():
+        names = names[: len(_Outputs(model)(x))]
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        torch.onnx.export(_Outputs(model).eval(), (x,), buffer, dynamo=False, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False,
-                          opset_version=17, input_names=['image'], output_names=names, dynamic_axes={k: {0: 'n'} for k in ['image', *names]})
+        torch.onnx.export(
+            _Outputs(model).eval(),
+            (x,),
+            buffer,
+            dynamo=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            do_constant_folding=False,
+            opset_version=17,
+            input_names=['image'],
+            output_names=names,
+            dynamic_axes={k: {0: 'n'} for k in ['image', *names]},
+        )
     return onnx.load_from_string(buffer.getvalue())
 
 # %% ../nbs/08_export.ipynb #e08-pointfn
-def tensor_places(file)->dict: # name -> (dtype, shape, offset in the file, length), bytes
+def tensor_places(file) -> dict:  # name -> (dtype, shape, offset in the file, length), bytes
     "Where the tensors of a safetensors file are."
     with open(file, 'rb') as f:
-        n, = struct.unpack('<Q', f.read(8))
+        (n,) = struct.unpack('<Q', f.read(8))
         header = json.loads(f.read(n))
-    return {k: (v['dtype'], v['shape'], 8+n+v['data_offsets'][0], v['data_offsets'][1]-v['data_offsets'][0])
-            for k, v in header.items() if k != '__metadata__'}
+    return {
+        k: (
+            v['dtype'],
+            v['shape'],
+            8 + n + v['data_offsets'][0],
+            v['data_offsets'][1] - v['data_offsets'][0],
+        )
+        for k, v in header.items()
+        if k != '__metadata__'
+    }
+
 
 def point_into(
-    graph, # from `trace`; changed in place
-    file, # the safetensors file with the same tensors; the graph must lie beside it
+    graph,  # from `trace`; changed in place
+    file,  # the safetensors file with the same tensors; the graph must lie beside it
 ):
     "Replace the tensors of a graph by pointers into `file`, each followed by a cast to 32 bits where it has 16."
     places, casts = tensor_places(file), []
     for t in graph.graph.initializer:
         name = t.name.removeprefix('model.')
         dtype, shape, offset, length = places.get(name, ('', None, 0, 0))
-        if shape != list(t.dims) or dtype not in ('F16', 'F32'): continue # not one of the weights: it stays inside
-        t.ClearField('raw_data'); t.data_location = TensorProto.EXTERNAL
-        for k, v in dict(location=Path(file).name, offset=offset, length=length).items(): t.external_data.add(key=k, value=str(v))
-        if dtype == 'F32': continue
-        casts.append(helper.make_node('Cast', [f'half.{name}'], [t.name], f'cast.{name}', to=TensorProto.FLOAT))
+        if shape != list(t.dims) or dtype not in ('F16', 'F32'):
+            continue  # not one of the weights: it stays inside
+        t.ClearField('raw_data')
+        t.data_location = TensorProto.EXTERNAL
+        for k, v in dict(location=Path(file).name, offset=offset, length=length).items():
+            t.external_data.add(key=k, value=str(v))
+        if dtype == 'F32':
+            continue
+        casts.append(
+            helper.make_node(
+                'Cast', [f'half.{name}'], [t.name], f'cast.{name}', to=TensorProto.FLOAT
+            )
+        )
         t.name, t.data_type = f'half.{name}', TensorProto.FLOAT16
     nodes = [*casts, *graph.graph.node]
-    del graph.graph.node[:]; graph.graph.node.extend(nodes)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
 
 # %% ../nbs/08_export.ipynb #e08-checkfn
-class ExportError(WeightsError): "An export that does not say what the network says; it was not kept."
+class ExportError(WeightsError):
+    "An export that does not say what the network says; it was not kept."
 
-def example_inputs(preprocess:Preprocess, images=())->np.ndarray: # N × 3 × S × S
+
+def example_inputs(preprocess: Preprocess, images=()) -> np.ndarray:  # N × 3 × S × S
     "Inputs to compare two programs on: photographs, and noise where there are none."
     squares = [Preprocess(**{**vars(preprocess), 'crop': 'whole'})(read_rgb(f)) for f in images]
-    noise = np.random.default_rng(0).normal(size=(5, 3, preprocess.size, preprocess.size)).astype(np.float32)
+    noise = (
+        np.random.default_rng(0)
+        .normal(size=(5, 3, preprocess.size, preprocess.size))
+        .astype(np.float32)
+    )
     return np.stack([*squares, *noise])
 
-def largest_gap(model, backend, x)->float:
+
+def largest_gap(model, backend, x) -> float:
     "The largest difference in logit, features and map, of single images and of the batch."
-    with torch.inference_mode(): want = [None if t is None else t.numpy() for t in forward_all(model, torch.from_numpy(x))]
+    with torch.inference_mode():
+        want = [None if t is None else t.numpy() for t in forward_all(model, torch.from_numpy(x))]
     got = [backend(x), [None if a is None else a[:1] for a in want]]
     alone = backend(x[:1])
     pairs = [(w, g) for w, g in zip(want, got[0])] + [(w, g) for w, g in zip(got[1], alone)]
-    if any((w is None) != (g is None) or (w is not None and w.shape != g.shape) for w, g in pairs): return float('inf')
-    return max(float(abs(w-g).max()/max(1, abs(w).max())) for w, g in pairs if w is not None)
+    if any((w is None) != (g is None) or (w is not None and w.shape != g.shape) for w, g in pairs):
+        return float('inf')
+    return max(float(abs(w - g).max() / max(1, abs(w).max())) for w, g in pairs if w is not None)
 
 # %% ../nbs/08_export.ipynb #e08-exportfn
 def export_onnx(
-    weights=None, # a file, a packaged name, or None for the default
-    out=None, # folder; None: the weights' own
-    settings=None, # for a bare state dict: what it lacks
-    images=(), # photographs to check it on
-    tolerance:float=1e-3, # largest difference allowed, relative to the largest value where that is above 1
-)->Path: # the graph; the weights, as safetensors, lie beside it
+    weights=None,  # a file, a packaged name, or None for the default
+    out=None,  # folder; None: the weights' own
+    settings=None,  # for a bare state dict: what it lacks
+    images=(),  # photographs to check it on
+    tolerance: float = 1e-3,  # largest difference allowed, relative to the largest value where that is above 1
+) -> Path:  # the graph; the weights, as safetensors, lie beside it
     "Write an ONNX graph that points into its weights; an `ExportError`, and no file, if it does not say what PyTorch says."
     file = find_weights(weights)
     model, known = load_weights(file, settings)
-    folder = Path(out or file.parent); folder.mkdir(parents=True, exist_ok=True)
-    beside, note = folder/f'{file.stem}.safetensors', {k: v for k, v in known.items() if k not in ('name', 'sha256')}
-    if file.suffix != '.safetensors': save_weights(model, note, beside)
-    elif file.resolve() != beside.resolve(): atomic_write(beside, file.read_bytes())
+    folder = Path(out or file.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside, note = (
+        folder / f'{file.stem}.safetensors',
+        {k: v for k, v in known.items() if k not in ('name', 'sha256')},
+    )
+    if file.suffix != '.safetensors':
+        save_weights(model, note, beside)
+    elif file.resolve() != beside.resolve():
+        atomic_write(beside, file.read_bytes())
     known = complete(beside, read_settings(beside))
     graph, preprocess = trace(model, known['preprocess']['size']), Preprocess(**known['preprocess'])
     point_into(graph, beside)
-    helper.set_model_props(graph, dict(face_future=json.dumps({k: v for k, v in known.items() if k not in ('name', 'sha256')}, sort_keys=True), weights=beside.name,
-        weights_sha256=known['sha256'], made_by=f'face_future {face_future.__version__}, torch {torch.__version__}, onnx {onnx.__version__}'))
+    helper.set_model_props(
+        graph,
+        dict(
+            face_future=json.dumps(
+                {k: v for k, v in known.items() if k not in ('name', 'sha256')}, sort_keys=True
+            ),
+            weights=beside.name,
+            weights_sha256=known['sha256'],
+            made_by=f'face_future {face_future.__version__}, torch {torch.__version__}, onnx {onnx.__version__}',
+        ),
+    )
     graph.producer_name, graph.doc_string = 'face_future', known.get('about', '')
-    trial = folder/f'.{file.stem}.{os.getpid()}.onnx'
+    trial = folder / f'.{file.stem}.{os.getpid()}.onnx'
     try:
         trial.write_bytes(graph.SerializeToString())
         gap = largest_gap(model, Onnx(trial), example_inputs(preprocess, images))
-        if not gap <= tolerance: raise ExportError(f'{file.stem}.onnx would differ from PyTorch by {gap:.1e}, more than {tolerance:.0e}: not kept.')
+        if not gap <= tolerance:
+            raise ExportError(
+                f'{file.stem}.onnx would differ from PyTorch by {gap:.1e}, more than {tolerance:.0e}: not kept.'
+            )
         os.replace(trial, beside.with_suffix('.onnx'))
-    finally: trial.unlink(missing_ok=True)
+    finally:
+        trial.unlink(missing_ok=True)
     return beside.with_suffix('.onnx')
 
 # %% ../nbs/08_export.ipynb #e08-gatefn
-def held_out_squares(graph, labels_file, n=60, split='valid', seed=0): # -> (N × 3 × S × S, N bool: fake in the world's sense)
+def held_out_squares(
+    graph, labels_file, n=60, split='valid', seed=0
+):  # -> (N × 3 × S × S, N bool: fake in the world's sense)
     "Network inputs from up to `n` pictures of each source and class: the largest face of each that may be judged."
     from face_future.labels import Labels
     from face_future.tta_inference import Predictor
+
     labels, looker = Labels.load(labels_file), Predictor(graph, backend='onnx', device='cpu')
     rows = labels.rows[labels.rows.split == split]
-    some = rows.groupby(['source', 'prediction']).sample(frac=1, random_state=seed).groupby(['source', 'prediction']).head(n)
-    looks = [looker.look(read_rgb(labels.root/p))[0] for p in some.path]
+    some = (
+        rows.groupby(['source', 'prediction'])
+        .sample(frac=1, random_state=seed)
+        .groupby(['source', 'prediction'])
+        .head(n)
+    )
+    looks = [looker.look(read_rgb(labels.root / p))[0] for p in some.path]
     fake = (some.prediction == 'fake').to_numpy() != (labels.fake_means == 'photograph')
     sure = np.array([not reason for *_, reason in looks])
-    if not len(set(fake[sure])) == 2: raise ExportError(f'{Path(labels_file).name}: its {split} images do not show both classes.')
+    if not len(set(fake[sure])) == 2:
+        raise ExportError(f'{Path(labels_file).name}: its {split} images do not show both classes.')
     return np.stack([x for x, *_ in looks])[sure], fake[sure]
 
-def auroc_change(fake, before, after, rounds=1000, seed=0)->tuple: # AUROC before, after, the change's 95 % interval
+
+def auroc_change(
+    fake, before, after, rounds=1000, seed=0
+) -> tuple:  # AUROC before, after, the change's 95 % interval
     "Paired bootstrap over images, of N truths and logits."
     from scipy.stats import rankdata
-    def auc(y, z): return (rankdata(z)[y].mean() - (y.sum()+1)/2)/(~y).sum()
+
+    def auc(y, z):
+        return (rankdata(z)[y].mean() - (y.sum() + 1) / 2) / (~y).sum()
+
     rng, changes = np.random.default_rng(seed), []
     for _ in range(rounds):
         k = rng.integers(0, len(fake), len(fake))
-        if 0 < fake[k].sum() < len(k): changes.append(auc(fake[k], after[k]) - auc(fake[k], before[k]))
+        if 0 < fake[k].sum() < len(k):
+            changes.append(auc(fake[k], after[k]) - auc(fake[k], before[k]))
     return auc(fake, before), auc(fake, after), *np.percentile(changes, [2.5, 97.5])
 
 # %% ../nbs/08_export.ipynb #e08-gatefn2
 def gate(
-    graph, # an `.onnx` file; its 8-bit sister `*.int8.onnx` is measured too, if there is one
-    labels_file, # its held-out images are used
-    n:int=60, # of each source and class
-)->list: # dicts: backend, n, auroc, change, lo, hi, flips, gap (largest of a logit), cpu_ms (of a square), passed
+    graph,  # an `.onnx` file; its 8-bit sister `*.int8.onnx` is measured too, if there is one
+    labels_file,  # its held-out images are used
+    n: int = 60,  # of each source and class
+) -> list:  # dicts: backend, n, auroc, change, lo, hi, flips, gap (largest of a logit), cpu_ms (of a square), passed
     "What each precision that runs here costs and brings, against ONNX Runtime in 32 bits."
     graph, out = Path(graph), []
     settings, (x, fake) = read_settings(graph), held_out_squares(graph, labels_file, n)
-    sign = (1 if settings['fake_means'] == 'generated' else -1)*(1 if settings['classes'] == ['real', 'fake'] else -1)
-    from face_future.settings import calibrated
-    high, small = settings.get('threshold', .5), graph.with_suffix('.int8.onnx')
-    def side(z): # 1 fake, -1 real, 0 unsure
-        p = calibrated(z, {'temperature': 1., **settings})
+    sign = (1 if settings['fake_means'] == 'generated' else -1) * (
+        1 if settings['classes'] == ['real', 'fake'] else -1
+    )
+    from face_future.model_config import calibrated
+
+    high, small = settings.get('threshold', 0.5), graph.with_suffix('.int8.onnx')
+
+    def side(z):  # 1 fake, -1 real, 0 unsure
+        p = calibrated(z, {'temperature': 1.0, **settings})
         return np.where(p >= high, 1, np.where(p < settings.get('real_below', high), -1, 0))
-    ways = {'onnx': lambda: Onnx(graph), 'openvino': lambda: OpenVino(graph), 'openvino-bf16': lambda: OpenVino(graph, 'bf16')}
-    if small.exists(): ways |= {'onnx-int8': lambda: Onnx(small), 'openvino-int8': lambda: OpenVino(small)}
+
+    ways = {
+        'onnx': lambda: Onnx(graph),
+        'openvino': lambda: OpenVino(graph),
+        'openvino-bf16': lambda: OpenVino(graph, 'bf16'),
+    }
+    if small.exists():
+        ways |= {'onnx-int8': lambda: Onnx(small), 'openvino-int8': lambda: OpenVino(small)}
     for name, make in ways.items():
-        try: backend = make()
-        except BackendMissing: continue
+        try:
+            backend = make()
+        except BackendMissing:
+            continue
         backend(x[:8])
-        start = time.process_time(); logit = sign*backend(x)[0]; cpu = time.process_time()-start
-        if name == 'onnx': first = logit
+        start = time.process_time()
+        logit = sign * backend(x)[0]
+        cpu = time.process_time() - start
+        if name == 'onnx':
+            first = logit
         before, after, lo, hi = auroc_change(fake, first, logit)
-        turned = (side(logit)*side(first) < 0) & (side(first-.1) == side(first+.1))
-        out.append(dict(backend=name, n=len(x), auroc=after, change=after-before, lo=lo, hi=hi, flips=int(turned.sum()), gap=float(abs(logit-first).max()),
-                        cpu_ms=1e3*cpu/len(x), passed=bool(hi >= 0 and lo > -.005 and not turned.any()) if name[-4:] in ('bf16', 'int8') else None))
+        turned = (side(logit) * side(first) < 0) & (side(first - 0.1) == side(first + 0.1))
+        out.append(
+            dict(
+                backend=name,
+                n=len(x),
+                auroc=after,
+                change=after - before,
+                lo=lo,
+                hi=hi,
+                flips=int(turned.sum()),
+                gap=float(abs(logit - first).max()),
+                cpu_ms=1e3 * cpu / len(x),
+                passed=bool(hi >= 0 and lo > -0.005 and not turned.any())
+                if name[-4:] in ('bf16', 'int8')
+                else None,
+            )
+        )
     return out
 
 # %% ../nbs/08_export.ipynb #e08-notefn
-def note_precision(graph, rows)->list: # `rows` again
+def note_precision(graph, rows) -> list:  # `rows` again
     "Note in the graph which precisions `gate` lets pass."
     model = onnx.load(graph, load_external_data=False)
-    found = {r['backend'].split('-')[1]: {k: round(v, 5) if isinstance(v, float) else v for k, v in r.items() if k in ('n', 'change', 'lo', 'hi', 'flips', 'passed')}
-             for r in rows if r['backend'] in ('openvino-bf16', 'openvino-int8')}
-    helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, 'precision': json.dumps(found)})
+    found = {
+        r['backend'].split('-')[1]: {
+            k: round(v, 5) if isinstance(v, float) else v
+            for k, v in r.items()
+            if k in ('n', 'change', 'lo', 'hi', 'flips', 'passed')
+        }
+        for r in rows
+        if r['backend'] in ('openvino-bf16', 'openvino-int8')
+    }
+    helper.set_model_props(
+        model, {**{p.key: p.value for p in model.metadata_props}, 'precision': json.dumps(found)}
+    )
     atomic_write(graph, model.SerializeToString())
     return rows
 
 # %% ../nbs/08_export.ipynb #e08-int8fn
 def quantise(
-    graph, # an `.onnx` file
-    labels_file, # its training images calibrate
-    n:int=12, # of each source and class
-)->Path: # `*.int8.onnx` beside it: one file, whole, with the same notes
+    graph,  # an `.onnx` file
+    labels_file,  # its training images calibrate
+    n: int = 12,  # of each source and class
+) -> Path:  # `*.int8.onnx` beside it: one file, whole, with the same notes
     "The graph with its convolutions in 8-bit integers (ONNX Runtime's static quantisation, a scale for each channel)."
     import onnxruntime as ort
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
     graph = Path(graph)
     plain, out = graph.with_suffix('.plain.onnx'), graph.with_suffix('.int8.onnx')
     x, _ = held_out_squares(graph, labels_file, n, split='train')
+
     class Squares(CalibrationDataReader):
-        batches = iter([{'image': x[i:i+1]} for i in range(len(x))])
-        def get_next(self): return next(self.batches, None)
+        batches = iter([{'image': x[i : i + 1]} for i in range(len(x))])
+
+        def get_next(self):
+            return next(self.batches, None)
+
     options = ort.SessionOptions()
-    options.graph_optimization_level, options.optimized_model_filepath, options.log_severity_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC, str(plain), 3
-    logging.disable(logging.WARNING) # it recommends a preparation that the next line is
+    (
+        options.graph_optimization_level,
+        options.optimized_model_filepath,
+        options.log_severity_level,
+    ) = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC, str(plain), 3
+    logging.disable(logging.WARNING)  # it recommends a preparation that the next line is
     try:
-        ort.InferenceSession(str(graph), options, providers=['CPUExecutionProvider']) # writes it, batch norms merged
-        quantize_static(str(plain), str(out), Squares(), quant_format=QuantFormat.QDQ, per_channel=True, op_types_to_quantize=['Conv'],
-                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
-    finally: plain.unlink(missing_ok=True); logging.disable(logging.NOTSET)
+        ort.InferenceSession(
+            str(graph), options, providers=['CPUExecutionProvider']
+        )  # writes it, batch norms merged
+        quantize_static(
+            str(plain),
+            str(out),
+            Squares(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            op_types_to_quantize=['Conv'],
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        plain.unlink(missing_ok=True)
+        logging.disable(logging.NOTSET)
     model = onnx.load(out)
-    helper.set_model_props(model, {**onnx_notes(graph), 'made_by': 'ONNX Runtime static quantisation, convolutions'})
+    helper.set_model_props(
+        model, {**onnx_notes(graph), 'made_by': 'ONNX Runtime static quantisation, convolutions'}
+    )
     atomic_write(out, model.SerializeToString())
     return out

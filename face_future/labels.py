@@ -8,215 +8,323 @@ __all__ = ['CLASSES', 'CONVENTIONS', 'LABEL_SOURCES', 'SUFFIXES', 'COLUMNS', 'La
            'read_challenge', 'make_toy_challenge', 'split_labels']
 
 # %% ../nbs/00_labels.ipynb #lab-imports
-import json, os, re, shutil
+import json
+import os
+import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
+from .duplicates import components, deal
 from fastcore.basics import patch
 from PIL import Image
+
 from .files import atomic_write, file_index, natural_key, sha256
-from .groups import components, deal
 from .toy import make_toy, toy_image
 
 # %% ../nbs/00_labels.ipynb #lab-words
-CLASSES = 'real', 'fake'                       # the two words a label may be
-CONVENTIONS = 'generated', 'photograph'        # what `fake` may mean
-LABEL_SOURCES = 'folder', 'json', 'manifest'   # who said so
+CLASSES = 'real', 'fake'  # the two words a label may be
+CONVENTIONS = 'generated', 'photograph'  # what `fake` may mean
+LABEL_SOURCES = 'folder', 'json', 'manifest'  # who said so
 
-class LabelError(ValueError): "Labels that can't be used as they are; the message says why, and what to do."
 
-def check_word(name:str, value, allowed) -> str:
+class LabelError(ValueError):
+    "Labels that can't be used as they are; the message says why, and what to do."
+
+
+def check_word(name: str, value, allowed) -> str:
     "`value` if it is one of `allowed`, else a `LabelError` that lists them."
-    if value in allowed: return value
-    raise LabelError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+    if value in allowed:
+        return value
+    raise LabelError(f'{name} must be one of {", ".join(map(repr, allowed))}, not {value!r}')
 
 # %% ../nbs/00_labels.ipynb #lab-order
-SUFFIXES = {'.png', '.jpg', '.jpeg', '.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.avif', '.heic', '.heif'}
+SUFFIXES = {
+    '.png',
+    '.jpg',
+    '.jpeg',
+    '.jfif',
+    '.webp',
+    '.bmp',
+    '.gif',
+    '.tif',
+    '.tiff',
+    '.avif',
+    '.heic',
+    '.heif',
+}
 
-def list_images(folder, recursive:bool=True) -> list[Path]:
+
+def list_images(folder, recursive: bool = True) -> list[Path]:
     "Image files under `folder` in natural order, by suffix; no hidden files. `LabelError` if there is no such folder."
     folder = Path(folder)
-    if not folder.is_dir(): raise LabelError(f'no such folder: {folder}')
+    if not folder.is_dir():
+        raise LabelError(f'no such folder: {folder}')
     files = folder.rglob('*') if recursive else folder.iterdir()
-    files = [f for f in files if f.suffix.lower() in SUFFIXES and not f.name.startswith('.') and f.is_file()]
+    files = [
+        f
+        for f in files
+        if f.suffix.lower() in SUFFIXES and not f.name.startswith('.') and f.is_file()
+    ]
     return sorted(files, key=lambda f: natural_key(f.relative_to(folder).as_posix()))
 
 # %% ../nbs/00_labels.ipynb #lab-table
 COLUMNS = 'path', 'prediction', 'index', 'source', 'group', 'split'
 
+
 def label_table(rows) -> pd.DataFrame:
     "The checked table of `rows` (at least `path` and `prediction`, more columns welcome), in natural order of the paths."
     df = pd.DataFrame(rows)
-    if df.empty: raise LabelError('no images: nothing to label')
-    if missing := {'path', 'prediction'} - set(df): raise LabelError(f'rows without {sorted(missing)}')
+    if df.empty:
+        raise LabelError('no images: nothing to label')
+    if missing := {'path', 'prediction'} - set(df):
+        raise LabelError(f'rows without {sorted(missing)}')
     df = df.reindex(columns=list(dict.fromkeys([*COLUMNS, *df]))).astype(object)
     df = df.where(df.notna(), '').infer_objects().astype({c: str for c in COLUMNS if c != 'index'})
-    for p,word,split in zip(df.path, df.prediction, df.split):
+    for p, word, split in zip(df.path, df.prediction, df.split):
         if re.match('/|[A-Za-z]:', p) or '..' in PurePosixPath(p).parts:
-            raise LabelError(f'{p!r} leads out of the root: give the root, and paths relative to it')
-        check_word(f'label of {p}', word, CLASSES), check_word(f'split of {p}', split, ('train', 'valid', ''))
+            raise LabelError(
+                f'{p!r} leads out of the root: give the root, and paths relative to it'
+            )
+        (
+            check_word(f'label of {p}', word, CLASSES),
+            check_word(f'split of {p}', split, ('train', 'valid', '')),
+        )
     df['path'] = [PurePosixPath(p).as_posix() for p in df.path]
     df['index'] = pd.Series([file_index(p) for p in df.path], index=df.index)
-    for p in df.path[df.path.duplicated()]: raise LabelError(f'{p!r} is listed twice')
+    for p in df.path[df.path.duplicated()]:
+        raise LabelError(f'{p!r} is listed twice')
     return df.sort_values('path', key=lambda s: s.map(natural_key), ignore_index=True)
 
 # %% ../nbs/00_labels.ipynb #lab-labels
 @dataclass
 class Labels:
     "A label table, where its pictures lie, who labelled them and what `fake` means."
-    rows: pd.DataFrame       # made and checked by `label_table`
-    root: Path               # the paths are relative to it
-    label_source: str        # 'folder', 'json' or 'manifest'
-    fake_means: str          # 'generated' or 'photograph'
-    seed: int|None = None    # of the split, where there is one
+
+    rows: pd.DataFrame  # made and checked by `label_table`
+    root: Path  # the paths are relative to it
+    label_source: str  # 'folder', 'json' or 'manifest'
+    fake_means: str  # 'generated' or 'photograph'
+    seed: int | None = None  # of the split, where there is one
 
     def __post_init__(self):
         self.rows, self.root = label_table(self.rows), Path(self.root)
         check_word('label_source', self.label_source, LABEL_SOURCES)
         check_word('fake_means', self.fake_means, CONVENTIONS)
-    def __len__(self): return len(self.rows)
-    def __repr__(self): return f"Labels({self.counts()}, label_source={self.label_source!r}, fake_means={self.fake_means!r})"
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __repr__(self):
+        return f'Labels({self.counts()}, label_source={self.label_source!r}, fake_means={self.fake_means!r})'
+
     @property
-    def files(self) -> list[Path]: return [self.root/p for p in self.rows.path]
-    def counts(self) -> dict: return {c: int((self.rows.prediction == c).sum()) for c in CLASSES}
+    def files(self) -> list[Path]:
+        return [self.root / p for p in self.rows.path]
+
+    def counts(self) -> dict:
+        return {c: int((self.rows.prediction == c).sum()) for c in CLASSES}
 
 # %% ../nbs/00_labels.ipynb #lab-folders
-def read_folders(real_dir, fake_dir, *, fake_means:str) -> Labels:
+def read_folders(real_dir, fake_dir, *, fake_means: str) -> Labels:
     "Labels by folder; the root is the deepest folder that holds both. `LabelError` if one is missing, empty or in the other."
     dirs = [Path(os.path.abspath(d)) for d in (real_dir, fake_dir)]
     root, rows = Path(os.path.commonpath(dirs)), []
-    for word,d in zip(CLASSES, dirs):
-        if not (files := list_images(d)): raise LabelError(f'no images in {d}')
+    for word, d in zip(CLASSES, dirs):
+        if not (files := list_images(d)):
+            raise LabelError(f'no images in {d}')
         rows += [dict(path=f.relative_to(root).as_posix(), prediction=word) for f in files]
     return Labels(rows, root, 'folder', fake_means)
 
 # %% ../nbs/00_labels.ipynb #lab-manifest
 def read_manifest(
-    csv,                # a file with the columns path, label and, if known, source, group, split
-    root=None,          # the paths are relative to this folder; None: the CSV's own
-    *, fake_means:str,
+    csv,  # a file with the columns path, label and, if known, source, group, split
+    root=None,  # the paths are relative to this folder; None: the CSV's own
+    *,
+    fake_means: str,
 ) -> Labels:
     "Labels from a CSV. `LabelError` for missing columns, unknown words, paths out of the root, or a root with none of them."
     csv = Path(csv)
-    if not csv.is_file(): raise LabelError(f'no such manifest: {csv}')
-    df = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True)
+    if not csv.is_file():
+        raise LabelError(f'no such manifest: {csv}')
+    df = pd.read_csv(
+        csv, dtype=str, keep_default_na=False, encoding='utf-8-sig', skipinitialspace=True
+    )
     df = df.rename(columns=lambda c: c.strip().lower()).apply(lambda column: column.str.strip())
-    if missing := {'path', 'label'} - set(df): raise LabelError(f'{csv.name} has no column {sorted(missing)}; it has {list(df)}')
-    df = df.filter(items=['path', 'label', 'source', 'group', 'split']).rename(columns={'label': 'prediction'})
+    if missing := {'path', 'label'} - set(df):
+        raise LabelError(f'{csv.name} has no column {sorted(missing)}; it has {list(df)}')
+    df = df.filter(items=['path', 'label', 'source', 'group', 'split']).rename(
+        columns={'label': 'prediction'}
+    )
     df['path'] = df.path.str.replace('\\', '/', regex=False)
-    for c in df.columns.intersection(['prediction', 'split']): df[c] = df[c].str.lower()
+    for c in df.columns.intersection(['prediction', 'split']):
+        df[c] = df[c].str.lower()
     labels = Labels(df, csv.parent if root is None else root, 'manifest', fake_means)
-    if any(f.exists() for f in labels.files): return labels
+    if any(f.exists() for f in labels.files):
+        return labels
     raise LabelError(f'not one of the {len(df)} files lies under {labels.root}: give root=')
 
 # %% ../nbs/00_labels.ipynb #lab-challenge-json
 def read_rows(file) -> list[dict]:
     "The rows of a JSON file; `LabelError` if it is missing, no JSON, or anything but a list of rows."
-    try: rows = json.loads(Path(file).read_text(encoding='utf-8-sig'))
-    except FileNotFoundError: raise LabelError(f'no such label file: {file}') from None
-    except ValueError as e: raise LabelError(f'{Path(file).name} is not JSON: {e}') from None
-    if isinstance(rows, list) and all(isinstance(r, dict) for r in rows): return rows
+    try:
+        rows = json.loads(Path(file).read_text(encoding='utf-8-sig'))
+    except FileNotFoundError:
+        raise LabelError(f'no such label file: {file}') from None
+    except ValueError as e:
+        raise LabelError(f'{Path(file).name} is not JSON: {e}') from None
+    if isinstance(rows, list) and all(isinstance(r, dict) for r in rows):
+        return rows
     raise LabelError(f'{Path(file).name} must hold a list of rows')
+
 
 def read_words(file, stems) -> dict:
     "`{index: word}` of a challenge JSON; `LabelError` for rows other than `{index, prediction}`, each index in `stems`, once."
     words = {}
-    for n,r in enumerate(read_rows(file)):
+    for n, r in enumerate(read_rows(file)):
         row, i = f'{Path(file).name}, row {n}', r.get('index')
-        if not {'index', 'prediction'} <= set(r): raise LabelError(f'{row}: not {{index, prediction}} but {r!r}')
-        if type(i) not in (int, str) or i not in stems: raise LabelError(f'{row}: no picture has the index {i!r}')
-        if i in words: raise LabelError(f'{row}: index {i!r} comes twice')
+        if not {'index', 'prediction'} <= set(r):
+            raise LabelError(f'{row}: not {{index, prediction}} but {r!r}')
+        if type(i) not in (int, str) or i not in stems:
+            raise LabelError(f'{row}: no picture has the index {i!r}')
+        if i in words:
+            raise LabelError(f'{row}: index {i!r} comes twice')
         words[i] = check_word(f'{row}: prediction', r['prediction'], CLASSES)
     return words
 
 # %% ../nbs/00_labels.ipynb #lab-challenge
-def folder_rows(root:Path, folder:str) -> list[dict]:
+def folder_rows(root: Path, folder: str) -> list[dict]:
     "Rows of the challenge's `train/real` or `train/fake`: the folder's word and that of its JSON ('' where it says nothing)."
-    paths = [f.relative_to(root).as_posix() for f in list_images(root/'train'/folder, recursive=False)]
+    paths = [
+        f.relative_to(root).as_posix()
+        for f in list_images(root / 'train' / folder, recursive=False)
+    ]
     files = {file_index(p): p for p in paths}
-    for twin in set(paths) - set(files.values()): raise LabelError(f'{twin} shares its index with another file of its folder')
-    words = read_words(root/f'{folder}_cifake_preds.json', files)
-    return [dict(path=p, folder=folder, json=words.get(i, '')) for i,p in files.items()]
+    for twin in set(paths) - set(files.values()):
+        raise LabelError(f'{twin} shares its index with another file of its folder')
+    words = read_words(root / f'{folder}_cifake_preds.json', files)
+    return [dict(path=p, folder=folder, json=words.get(i, '')) for i, p in files.items()]
 
-def read_challenge(root, label_source:str, fake_means:str) -> Labels:
+
+def read_challenge(root, label_source: str, fake_means: str) -> Labels:
     "Labels of the challenge by 'folder' or by 'json'; both words are kept, in columns of these names."
     check_word('label_source', label_source, ('folder', 'json'))
-    rows = [dict(r, prediction=r[label_source]) for folder in CLASSES for r in folder_rows(Path(root), folder)]
+    rows = [
+        dict(r, prediction=r[label_source])
+        for folder in CLASSES
+        for r in folder_rows(Path(root), folder)
+    ]
     silent = [r['path'] for r in rows if not r['prediction']]
-    if silent: raise LabelError(f'the JSON files say nothing about {len(silent)} pictures, {silent[0]} for one')
+    if silent:
+        raise LabelError(
+            f'the JSON files say nothing about {len(silent)} pictures, {silent[0]} for one'
+        )
     return Labels(rows, root, label_source, fake_means)
 
 # %% ../nbs/00_labels.ipynb #lab-toy-challenge
-def make_toy_challenge(dest, n:int=60) -> Path:
+def make_toy_challenge(dest, n: int = 60) -> Path:
     "The challenge in small: three conflicts a folder, `real/2.png` copied to `real/5.png`, `fake/4.png` to `test/6.png`."
     dest = Path(dest)
-    train = make_toy(dest/'train', n, size=32)
-    for c,other in (CLASSES, CLASSES[::-1]):
-        rows = [dict(index=i, prediction=other if i <= 3 else c) for i in range(1, n//2 + 1)]
-        atomic_write(dest/f'{c}_cifake_preds.json', json.dumps(rows, indent=4))
-    (dest/'test').mkdir(exist_ok=True)
+    train = make_toy(dest / 'train', n, size=32)
+    for c, other in (CLASSES, CLASSES[::-1]):
+        rows = [dict(index=i, prediction=other if i <= 3 else c) for i in range(1, n // 2 + 1)]
+        atomic_write(dest / f'{c}_cifake_preds.json', json.dumps(rows, indent=4))
+    (dest / 'test').mkdir(exist_ok=True)
     for i in range(1, 6):
-        Image.fromarray(toy_image(np.random.default_rng([0, i, 2]), 32, fake=i%2==0)).save(dest/'test'/f'{i}.png')
-    shutil.copy(train/'real'/'2.png', train/'real'/'5.png')
-    shutil.copy(train/'fake'/'4.png', dest/'test'/'6.png')
+        Image.fromarray(toy_image(np.random.default_rng([0, i, 2]), 32, fake=i % 2 == 0)).save(
+            dest / 'test' / f'{i}.png'
+        )
+    shutil.copy(train / 'real' / '2.png', train / 'real' / '5.png')
+    shutil.copy(train / 'fake' / '4.png', dest / 'test' / '6.png')
     return dest
 
 # %% ../nbs/00_labels.ipynb #lab-save
 @patch
-def fingerprint(self:Labels) -> str:
+def fingerprint(self: Labels) -> str:
     "sha256 over the sorted (path, label, sha256 of the file); other splits or orders give the same one."
     for f in self.files:
-        if not f.is_file(): raise LabelError(f'no such image: {f}')
+        if not f.is_file():
+            raise LabelError(f'no such image: {f}')
     rows = zip(self.rows.path, self.rows.prediction, self.files)
-    return sha256('\n'.join(sorted(f'{p}\t{w}\t{sha256(f.read_bytes())}' for p,w,f in rows)))
+    return sha256('\n'.join(sorted(f'{p}\t{w}\t{sha256(f.read_bytes())}' for p, w, f in rows)))
+
 
 @patch
-def save(self:Labels, json_file) -> Path:
+def save(self: Labels, json_file) -> Path:
     "Write the rows to `json_file` and the rest to `*.meta.json` beside it. Everything is computed before anything is written."
     from face_future import __version__
+
     json_file = Path(json_file)
-    rows = [{k: v for k,v in r.items() if v != ''} for r in self.rows.to_dict('records')]
+    rows = [{k: v for k, v in r.items() if v != ''} for r in self.rows.to_dict('records')]
     text = json.dumps(rows, indent=0, ensure_ascii=False)
     root = Path(os.path.relpath(self.root, json_file.absolute().parent)).as_posix()
-    meta = dict(root=root, label_source=self.label_source, fake_means=self.fake_means, fingerprint=self.fingerprint(),
-                n=len(rows), counts=self.counts(), seed=self.seed, version=__version__, rows_sha256=sha256(text))
+    meta = dict(
+        root=root,
+        label_source=self.label_source,
+        fake_means=self.fake_means,
+        fingerprint=self.fingerprint(),
+        n=len(rows),
+        counts=self.counts(),
+        seed=self.seed,
+        version=__version__,
+        rows_sha256=sha256(text),
+    )
     atomic_write(json_file, text)
     atomic_write(json_file.with_suffix('.meta.json'), json.dumps(meta, indent=1))
     return json_file
 
 # %% ../nbs/00_labels.ipynb #lab-load
 @patch(cls_method=True)
-def load(cls:Labels, json_file, root=None, fake_means=None) -> Labels:
+def load(cls: Labels, json_file, root=None, fake_means=None) -> Labels:
     "Read a label file back. `root=` and `fake_means=` together stand in for a meta file that is missing, or older than the list."
     json_file, meta, told = Path(json_file), {}, root is not None and fake_means is not None
     rows, side = read_rows(json_file), json_file.with_suffix('.meta.json')
-    if side.is_file(): meta = json.loads(side.read_text(encoding='utf-8'))
+    if side.is_file():
+        meta = json.loads(side.read_text(encoding='utf-8'))
     if not told and not {'root', 'label_source', 'fake_means'} <= set(meta):
-        raise LabelError(f'{side.name} is missing, or not whole: give fake_means= (what `fake` means there) and root=')
+        raise LabelError(
+            f'{side.name} is missing, or not whole: give fake_means= (what `fake` means there) and root='
+        )
     if not told and meta.get('rows_sha256') != sha256(json_file.read_bytes()):
-        raise LabelError(f'{json_file.name} was changed after {side.name}: give fake_means= and root=, and save it again')
+        raise LabelError(
+            f'{json_file.name} was changed after {side.name}: give fake_means= and root=, and save it again'
+        )
     if fake_means not in (None, meta.get('fake_means', fake_means)):
-        raise LabelError(f"{side.name} records fake_means={meta['fake_means']!r}, not {fake_means!r}")
-    root = json_file.parent/meta['root'] if root is None else root
-    return cls(rows, root, meta.get('label_source', 'manifest'), fake_means or meta['fake_means'], meta.get('seed'))
+        raise LabelError(
+            f'{side.name} records fake_means={meta["fake_means"]!r}, not {fake_means!r}'
+        )
+    root = json_file.parent / meta['root'] if root is None else root
+    return cls(
+        rows,
+        root,
+        meta.get('label_source', 'manifest'),
+        fake_means or meta['fake_means'],
+        meta.get('seed'),
+    )
 
 # %% ../nbs/00_labels.ipynb #lab-split
 def split_labels(
-    labels:Labels,
-    valid_pct:float=.2,    # share held out, between 0 and 1
-    seed:int=42,           # another seed, another split
-    keep:Labels=None,      # an earlier table: its rows stay where they are
+    labels: Labels,
+    valid_pct: float = 0.2,  # share held out, between 0 and 1
+    seed: int = 42,  # another seed, another split
+    keep: Labels = None,  # an earlier table: its rows stay where they are
 ) -> Labels:
     "`labels` with the column split filled ('train', 'valid'). `LabelError` for a bad share, or a class too small to be in both."
-    if not 0 < valid_pct < 1: raise LabelError(f'valid_pct must lie between 0 and 1, not {valid_pct}')
+    if not 0 < valid_pct < 1:
+        raise LabelError(f'valid_pct must lie between 0 and 1, not {valid_pct}')
     rows, group = labels.rows.copy(), components(labels.files, labels.rows.group)
     old = {} if keep is None else dict(zip(keep.rows.path, keep.rows.split))
-    rows['split'] = [s or old.get(p, '') for s,p in zip(rows.split, rows.path)]
+    rows['split'] = [s or old.get(p, '') for s, p in zip(rows.split, rows.path)]
     groups = rows.groupby(group).groups.values()
-    rows['split'] = deal(rows, sorted(groups, key=lambda idx: sha256(f'{seed}:{min(rows.path[idx])}')), valid_pct)
+    rows['split'] = deal(
+        rows, sorted(groups, key=lambda idx: sha256(f'{seed}:{min(rows.path[idx])}')), valid_pct
+    )
     for c in CLASSES:
         mine = rows.prediction == c
         if rows.split[mine].nunique() < 2:
-            raise LabelError(f'class {c!r} is too small to be in both parts: {mine.sum()} images, {len(set(group[mine]))} groups')
+            raise LabelError(
+                f'class {c!r} is too small to be in both parts: {mine.sum()} images, {len(set(group[mine]))} groups'
+            )
     return replace(labels, rows=rows, seed=seed)

@@ -7,14 +7,24 @@ __all__ = ['from_torchvision', 'read_state', 'fit_state', 'create_model', 'grow'
            'load_weights', 'forward_all']
 
 # %% ../nbs/02_model.ipynb #m02-imports
-import json, pickle
+import json
+import pickle
 from pathlib import Path
-import timm, torch
+
+import timm
+import torch
+from face_future.model_config import (
+    WeightsError,
+    check_settings,
+    complete,
+    find_weights,
+    read_settings,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
+
 from .files import atomic_write
-from .settings import WeightsError, check_settings, complete, find_weights, read_settings
 
 # %% ../nbs/02_model.ipynb #m02-remap
 def from_torchvision(state, model):
@@ -22,23 +32,38 @@ def from_torchvision(state, model):
     names, tensors = list(model.state_dict()), list(state.values())
     want = [tuple(t.shape) for t in model.state_dict().values()]
     if [tuple(t.shape) for t in tensors] != want:
-        raise WeightsError('A torchvision-style file, but not of this architecture: its tensors have other shapes.')
+        raise WeightsError(
+            'A torchvision-style file, but not of this architecture: its tensors have other shapes.'
+        )
     return dict(zip(names, tensors))
 
 # %% ../nbs/02_model.ipynb #m02-read
 def read_state(file):
     "The tensors of a `.safetensors` or `.pth` file (never unpickling code), and the settings inside it, if any."
     file = Path(file)
-    if not file.exists(): raise WeightsError(f'{file.name}: no such file. Train one (face_future train), or name one with --weights.')
+    if not file.exists():
+        raise WeightsError(
+            f'{file.name}: no such file. Train one (face_future train), or name one with --weights.'
+        )
     try:
         if file.suffix == '.safetensors':
             inside = read_settings(file)
             return load_file(file), inside
         state = torch.load(file, map_location='cpu', weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as e:
-        raise WeightsError(f'{file.name}: not a weights file we can read safely ({str(e).splitlines()[0]}). '
-                           'Give a state dict saved with torch.save, or safetensors.') from None
-    if not isinstance(state, dict): raise WeightsError(f'{file.name}: holds a {type(state).__name__}, not a state dict.')
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        KeyError,
+    ) as e:
+        raise WeightsError(
+            f'{file.name}: not a weights file we can read safely ({str(e).splitlines()[0]}). '
+            'Give a state dict saved with torch.save, or safetensors.'
+        ) from None
+    if not isinstance(state, dict):
+        raise WeightsError(f'{file.name}: holds a {type(state).__name__}, not a state dict.')
     state = state.get('state_dict', state.get('model', state))
     if not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(f'{file.name}: holds no plain state dict of tensors.')
@@ -48,55 +73,78 @@ def read_state(file):
 def fit_state(model, state, name, head=True):
     "Load `state` into `model`, whatever its layout; without `head`, the classifier may be missing or of another size."
     if 'features.0.0.weight' in state:
-        if state['classifier.1.weight'].shape[0] != model.num_classes: # an ImageNet head: put ours in its place
+        if (
+            state['classifier.1.weight'].shape[0] != model.num_classes
+        ):  # an ImageNet head: put ours in its place
             own = model.get_classifier().state_dict()
-            state = {**state, 'classifier.1.weight': own['weight'], 'classifier.1.bias': own['bias']}
+            state = {
+                **state,
+                'classifier.1.weight': own['weight'],
+                'classifier.1.bias': own['bias'],
+            }
         state = from_torchvision(state, model)
     own = model.state_dict()
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     bad = [k for k in own if k not in state or state[k].shape != own[k].shape]
     ends = tuple(f'{n}.' for n in [model.pretrained_cfg['classifier']] if isinstance(n, str))
-    if not head: bad = [k for k in bad if not k.startswith(ends)]
+    if not head:
+        bad = [k for k in bad if not k.startswith(ends)]
     if bad:
-        raise WeightsError(f'{name}: does not fit this architecture; {len(bad)} of {len(own)} tensors are missing '
-                           f'or of another shape, for instance {bad[0]}.')
-    model.load_state_dict({k: v for k, v in state.items() if k in own and v.shape == own[k].shape}, strict=False)
+        raise WeightsError(
+            f'{name}: does not fit this architecture; {len(bad)} of {len(own)} tensors are missing '
+            f'or of another shape, for instance {bad[0]}.'
+        )
+    model.load_state_dict(
+        {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}, strict=False
+    )
 
 # %% ../nbs/02_model.ipynb #m02-createmodel
 def create_model(
-    arch:str='efficientnet_b4', # any timm name
-    weights='hub', # `hub` (timm's ImageNet weights), a file or a packaged name (`faces`), or `random`
-    classes:int=2, # outputs: real, fake
-    **kwargs, # on to timm: drop_rate, drop_path_rate, …
-)->nn.Module: # images N × 3 × S × S -> logits N × 2
+    arch: str = 'efficientnet_b4',  # any timm name
+    weights='hub',  # `hub` (timm's ImageNet weights), a file or a packaged name (`faces`), or `random`
+    classes: int = 2,  # outputs: real, fake
+    **kwargs,  # on to timm: drop_rate, drop_path_rate, …
+) -> nn.Module:  # images N × 3 × S × S -> logits N × 2
     "A timm network with a two-class end (a fresh one, unless the file has one that fits), its weights from where `weights` says; a `WeightsError` if they can't be had."
-    try: model = timm.create_model(arch, num_classes=classes, pretrained=weights == 'hub', **kwargs)
+    try:
+        model = timm.create_model(arch, num_classes=classes, pretrained=weights == 'hub', **kwargs)
     except Exception as e:
-        if weights != 'hub' or arch.split('.')[0] not in timm.list_models(): raise
-        raise WeightsError(f'The ImageNet weights of {arch} could not be fetched ({type(e).__name__}). Check the connection, or go on from the '
-                           'weights that come along (--init faces), from a file (--init FILE), or from nothing, by name (--init random).') from None
+        if weights != 'hub' or arch.split('.')[0] not in timm.list_models():
+            raise
+        raise WeightsError(
+            f'The ImageNet weights of {arch} could not be fetched ({type(e).__name__}). Check the connection, or go on from the '
+            'weights that come along (--init faces), from a file (--init FILE), or from nothing, by name (--init random).'
+        ) from None
     head = model.get_classifier()
     if isinstance(head, nn.Linear):
-        nn.init.zeros_(head.weight); nn.init.zeros_(head.bias)
-    if weights not in ('hub', 'random'): fit_state(model, read_state(find_weights(weights))[0], Path(weights).name, head=False)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    if weights not in ('hub', 'random'):
+        fit_state(model, read_state(find_weights(weights))[0], Path(weights).name, head=False)
     return model
 
 # %% ../nbs/02_model.ipynb #m02-growfn
 @torch.no_grad()
 def grow(
-    small:nn.Module, # a timm EfficientNet with trained weights
-    large:nn.Module, # a wider or deeper one of the same family, at random; changed in place
-)->nn.Module: # `large`
+    small: nn.Module,  # a timm EfficientNet with trained weights
+    large: nn.Module,  # a wider or deeper one of the same family, at random; changed in place
+) -> nn.Module:  # `large`
     "Put `small`'s function into `large`: in eval mode its first pooled features are those of `small`, exactly."
     old, new, end = small.state_dict(), large.state_dict(), large.pretrained_cfg['classifier']
     for k, v in new.items():
         block = k.rsplit('.', 2)[0]
-        if k.startswith(end): continue
+        if k.startswith(end):
+            continue
         if k in old:
             w = old[k]
-            if v.ndim == 4 and w.shape[1] > 1: v[:w.shape[0], w.shape[1]:] = 0 # old channels don't read new ones
+            if v.ndim == 4 and w.shape[1] > 1:
+                v[: w.shape[0], w.shape[1] :] = 0  # old channels don't read new ones
             v[tuple(slice(n) for n in w.shape)] = w
-        elif k.endswith('bn3.weight' if f'{block}.bn3.weight' in new else 'bn2.weight') and f'{block}.bn1.weight' not in old: v.zero_() # a new block is the identity
+        elif (
+            k.endswith('bn3.weight' if f'{block}.bn3.weight' in new else 'bn2.weight')
+            and f'{block}.bn1.weight' not in old
+        ):
+            v.zero_()  # a new block is the identity
     large.load_state_dict(new)
     return large
 
@@ -104,44 +152,62 @@ def grow(
 def stages(model):
     "The network in six parts, input to output: lists of modules. For architectures with `conv_stem` and `blocks`."
     b = list(model.blocks)
-    k = max(1, len(b)//3)
-    return [[model.conv_stem, model.bn1], b[:k], b[k:2*k], b[2*k:], [model.conv_head, model.bn2], [model.classifier]]
+    k = max(1, len(b) // 3)
+    return [
+        [model.conv_stem, model.bn1],
+        b[:k],
+        b[k : 2 * k],
+        b[2 * k :],
+        [model.conv_head, model.bn2],
+        [model.classifier],
+    ]
 
 # %% ../nbs/02_model.ipynb #m02-split
 def split_params(model):
     "Three lists of parameters for three learning rates: early stages, late stages and head, classifier."
     if hasattr(model, 'conv_stem') and hasattr(model, 'blocks'):
         s = stages(model)
-        groups = [s[0]+s[1]+s[2], s[3]+s[4], s[5]]
-    else: # any other timm network: its end, and the rest in two halves
-        end, rest = model.get_classifier(), [m for m in model.children() if len(list(m.parameters()))]
+        groups = [s[0] + s[1] + s[2], s[3] + s[4], s[5]]
+    else:  # any other timm network: its end, and the rest in two halves
+        end, rest = (
+            model.get_classifier(),
+            [m for m in model.children() if len(list(m.parameters()))],
+        )
         rest = [m for m in rest if m is not end and end not in m.modules()] or [model]
-        groups = [rest[:len(rest)//2], rest[len(rest)//2:], [end]]
+        groups = [rest[: len(rest) // 2], rest[len(rest) // 2 :], [end]]
     seen, out = set(), []
-    for g in reversed(groups): # the end first, so that it is in one group only
+    for g in reversed(groups):  # the end first, so that it is in one group only
         ps = [p for m in g for p in m.parameters() if id(p) not in seen]
-        seen.update(map(id, ps)); out.append(ps)
-    out[1] += [p for p in model.parameters() if id(p) not in seen] # whatever a network keeps elsewhere
+        seen.update(map(id, ps))
+        out.append(ps)
+    out[1] += [
+        p for p in model.parameters() if id(p) not in seen
+    ]  # whatever a network keeps elsewhere
     return out[::-1]
 
 # %% ../nbs/02_model.ipynb #m02-save
 def save_weights(
-    model:nn.Module, # or a state dict
-    settings:dict, # what `load_weights` gives back; at least `REQUIRED`
-    file, # a `.safetensors` path; written to a temporary name and moved into place
-    half:bool=False, # 16-bit floats: half the size, logits equal to about 1e-2
+    model: nn.Module,  # or a state dict
+    settings: dict,  # what `load_weights` gives back; at least `REQUIRED`
+    file,  # a `.safetensors` path; written to a temporary name and moved into place
+    half: bool = False,  # 16-bit floats: half the size, logits equal to about 1e-2
 ):
     "Write weights and settings as one file."
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    state = {k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous() for k, v in state.items()}
-    note = json.dumps(check_settings({**settings, 'preprocess': dict(settings['preprocess'])}), sort_keys=True)
+    state = {
+        k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
+        for k, v in state.items()
+    }
+    note = json.dumps(
+        check_settings({**settings, 'preprocess': dict(settings['preprocess'])}), sort_keys=True
+    )
     atomic_write(file, save(state, {'face_future': note}))
 
 # %% ../nbs/02_model.ipynb #m02-load
 def load_weights(
-    file, # `.safetensors` with settings inside, or a bare state dict, timm's or torchvision's layout
-    settings:dict=None, # for a bare state dict: what it lacks (default: the seed project's, 380 px, challenge labels)
-): # -> (model in eval mode, settings with the file's `name` and `sha256`)
+    file,  # `.safetensors` with settings inside, or a bare state dict, timm's or torchvision's layout
+    settings: dict = None,  # for a bare state dict: what it lacks (default: the seed project's, 380 px, challenge labels)
+):  # -> (model in eval mode, settings with the file's `name` and `sha256`)
     "The network and its settings; a `WeightsError` says what is wrong."
     state, inside = read_state(file)
     settings = complete(file, inside, settings)
@@ -153,13 +219,22 @@ def load_weights(
 def _end(model):
     "The linear end, if pooling and a linear layer are all that follows the feature map; else None."
     end = model.get_classifier()
-    return end if isinstance(end, nn.Linear) and hasattr(model, 'global_pool') and hasattr(model, 'conv_stem') else None
+    return (
+        end
+        if isinstance(end, nn.Linear)
+        and hasattr(model, 'global_pool')
+        and hasattr(model, 'conv_stem')
+        else None
+    )
+
 
 def forward_all(model, x):
     "Images N × 3 × S × S -> logit N (fake minus real output), features N × F, map N × h × w or None."
     fmap = model.forward_features(x)
     feats = model.forward_head(fmap, pre_logits=True)
     end = _end(model)
-    if end is None: out = model.get_classifier()(feats); return out[:, 1]-out[:, 0], feats, None
-    w, b = end.weight[1]-end.weight[0], end.bias[1]-end.bias[0]
-    return feats@w + b, feats, torch.einsum('nchw,c->nhw', fmap, w) + b
+    if end is None:
+        out = model.get_classifier()(feats)
+        return out[:, 1] - out[:, 0], feats, None
+    w, b = end.weight[1] - end.weight[0], end.bias[1] - end.bias[0]
+    return feats @ w + b, feats, torch.einsum('nchw,c->nhw', fmap, w) + b

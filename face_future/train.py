@@ -7,18 +7,28 @@ __all__ = ['Recipe', 'get_rows', 'with_faces', 'BalancedLoader', 'get_set', 'get
            'provenance', 'train', 'held_out_logits', 'finish', 'measure']
 
 # %% ../nbs/03_train.ipynb #t03-imports
-import os, platform, subprocess, warnings
-warnings.filterwarnings('ignore', '`torch.jit.script`', FutureWarning)   # fastai's own, when it is imported
+import os
+import platform
+import subprocess
+import warnings
+
+warnings.filterwarnings(
+    'ignore', '`torch.jit.script`', FutureWarning
+)  # fastai's own, when it is imported
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-import pandas as pd, timm, torch
+
+import pandas as pd
+import timm
+import torch
 from fastai.basics import *
 from fastai.callback.all import *
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import AccumMetric, accuracy
 from sklearn.metrics import roc_auc_score
+
 import face_future
 from .augment import FaceSet, balanced_order, face_augmentations
 from .calibrate import fit_temperature
@@ -34,136 +44,224 @@ from .shortcuts import score
 @dataclass
 class Recipe:
     "All choices of a training run; saved with the run, so that resuming can't mix two."
-    arch:str='efficientnet_b4'  # any timm name
-    init:str='hub'              # `hub`, a weights file, or `random`
-    size:int=128                # input side, pixels
-    start_size:int=0            # input side of the first epoch, growing to `size` by the middle of the run; 0: `size` throughout
-    interpolation:str='bicubic' # how smaller pictures are enlarged
-    crop:str='face'             # `face`: the largest face of each image; `whole`: the centre square, for pictures that are no faces
-    margin:float=1.1            # side of a face's square in units of the face's longer side
-    augment:str='face'          # `face` (chapter 01c), or `none`, `light`, `turns`, `web` (chapter 01)
-    without:str=''              # degradations that `face` leaves out, with commas
-    blends:float=.25            # share of the fakes that are self-blended photographs; with faces only
-    balance:float=.5            # 0: sources by their size, 1: all the same; see chapter 01c
-    draws:int=0                 # images an epoch; 0: as many as there are
-    monitor:int=0               # held-out images judged after each epoch; 0: all
-    cutmix:float=0.             # alpha of CutMix (Yun et al. 2019, arXiv:1905.04899); 0 is off
-    epochs:int=12               # of `draws` images each
-    frozen:int=0                # of these, the first ones in which only the end and the batch norms learn
-    bs:int=32                   # images a step
-    lr:float=1e-3               # peak learning rate of the end
-    lr_ratio:float=10.          # the earliest stages learn this many times slower
-    wd:float=.05                # decoupled weight decay
-    smoothing:float=.1          # label smoothing
-    ema:float=.98               # decay of the moving average of the weights; 0 is off
-    drop:float=.4               # dropout before the end
-    drop_path:float=.2          # stochastic depth
-    everything:bool=False       # train on the held-out images too: the last run, once all is chosen
-    seed:int=42                 # of order, augmentation and dropout (and of the split, where the labels carry none)
-    workers:int=0               # processes that load images
+
+    arch: str = 'efficientnet_b4'  # any timm name
+    init: str = 'hub'  # `hub`, a weights file, or `random`
+    size: int = 128  # input side, pixels
+    start_size: int = 0  # input side of the first epoch, growing to `size` by the middle of the run; 0: `size` throughout
+    interpolation: str = 'bicubic'  # how smaller pictures are enlarged
+    crop: str = 'face'  # `face`: the largest face of each image; `whole`: the centre square, for pictures that are no faces
+    margin: float = 1.1  # side of a face's square in units of the face's longer side
+    augment: str = 'face'  # `face` (parts/augment), or `none`, `light`, `turns`, `web` (chapter 01)
+    without: str = ''  # degradations that `face` leaves out, with commas
+    blends: float = 0.25  # share of the fakes that are self-blended photographs; with faces only
+    balance: float = 0.5  # 0: sources by their size, 1: all the same; see parts/augment
+    draws: int = 0  # images an epoch; 0: as many as there are
+    monitor: int = 0  # held-out images judged after each epoch; 0: all
+    cutmix: float = 0.0  # alpha of CutMix (Yun et al. 2019, arXiv:1905.04899); 0 is off
+    epochs: int = 12  # of `draws` images each
+    frozen: int = 0  # of these, the first ones in which only the end and the batch norms learn
+    bs: int = 32  # images a step
+    lr: float = 1e-3  # peak learning rate of the end
+    lr_ratio: float = 10.0  # the earliest stages learn this many times slower
+    wd: float = 0.05  # decoupled weight decay
+    smoothing: float = 0.1  # label smoothing
+    ema: float = 0.98  # decay of the moving average of the weights; 0 is off
+    drop: float = 0.4  # dropout before the end
+    drop_path: float = 0.2  # stochastic depth
+    everything: bool = False  # train on the held-out images too: the last run, once all is chosen
+    seed: int = (
+        42  # of order, augmentation and dropout (and of the split, where the labels carry none)
+    )
+    workers: int = 0  # processes that load images
 
 # %% ../nbs/03_train.ipynb #t03-rows
 def get_rows(labels, recipe, progress=True):
     "The label table with its split (and each image's `face`), without what can't be used, which is printed."
-    if not (labels.rows.split != '').all(): labels = split_labels(labels, seed=recipe.seed)
+    if not (labels.rows.split != '').all():
+        labels = split_labels(labels, seed=recipe.seed)
     rows = labels.rows.assign(split='train') if recipe.everything else labels.rows
-    if recipe.crop == 'face': return with_faces(rows, labels.files, progress)
+    if recipe.crop == 'face':
+        return with_faces(rows, labels.files, progress)
     bad = check_images(labels.files, progress=progress)
-    for e in bad.values(): print(f'left out: {e}')
+    for e in bad.values():
+        print(f'left out: {e}')
     return rows[[f not in bad for f in labels.files]]
+
 
 def with_faces(rows, files, progress=True):
     "`rows` with a column `face`, the largest one of each image, without the images that have none to judge."
     faces, why = [], []
     for file, found in zip(files, find_faces(files, progress=progress)):
         faces.append(found[0] if found else None)
-        why.append('could not be read' if found is None else 'no_face' if not found else found[0].reason)
-    for reason, n in pd.Series([w for w in why if w]).value_counts().items(): print(f'left out: {n} images ({reason})')
+        why.append(
+            'could not be read' if found is None else 'no_face' if not found else found[0].reason
+        )
+    for reason, n in pd.Series([w for w in why if w]).value_counts().items():
+        print(f'left out: {n} images ({reason})')
     if not (rows := rows.assign(face=faces)[[not w for w in why]]).size:
-        raise ValueError('No face in any of the images. For pictures that are no faces, train with --whole-image.')
+        raise ValueError(
+            'No face in any of the images. For pictures that are no faces, train with --whole-image.'
+        )
     return rows
 
 # %% ../nbs/03_train.ipynb #t03-loaders
 class BalancedLoader(DataLoader):
-    "Training images in the order of chapter 01c's `balanced_order`."
+    "Training images in the order of parts/augment's `balanced_order`."
+
     def __init__(self, dataset, rows, recipe, blends, **kwargs):
         super().__init__(dataset, bs=recipe.bs, num_workers=recipe.workers, **kwargs)
         self.rows, self.n = rows, recipe.draws or len(rows)
-        self.drop_last, self.mix = self.n >= recipe.bs, dict(balance=recipe.balance, blends=blends, seed=recipe.seed)
-    def get_idxs(self): return balanced_order(self.rows, self.n, epoch=self.dataset.epoch, **self.mix)
+        self.drop_last, self.mix = (
+            self.n >= recipe.bs,
+            dict(balance=recipe.balance, blends=blends, seed=recipe.seed),
+        )
+
+    def get_idxs(self):
+        return balanced_order(self.rows, self.n, epoch=self.dataset.epoch, **self.mix)
+
 
 def get_set(rows, root, recipe, preprocess, augment='none'):
     "The images of `rows` as network inputs."
     aug = face_augmentations(recipe.without) if augment == 'face' else augmentations(augment)
-    if recipe.crop == 'face': return FaceSet(rows, root, rows.face.tolist(), preprocess, aug, recipe.seed)
+    if recipe.crop == 'face':
+        return FaceSet(rows, root, rows.face.tolist(), preprocess, aug, recipe.seed)
     return ImageSet(rows, root, preprocess, aug, recipe.seed)
+
 
 def get_loaders(rows, root, recipe, preprocess, fake_means='generated'):
     "fastai `DataLoaders` of network inputs N × 3 × S × S and labels N; of the held-out images, `monitor` ones."
     learn, held = (rows[rows.split == s].reset_index(drop=True) for s in ('train', 'valid'))
-    if recipe.monitor: held = held.sample(min(recipe.monitor, len(held)), random_state=recipe.seed)
-    blends = recipe.blends if recipe.crop == 'face' and fake_means == 'generated' else 0. # made from what the labels call real
-    train = BalancedLoader(get_set(learn, root, recipe, preprocess, recipe.augment), learn, recipe, blends)
-    valid = DataLoader(get_set(held, root, recipe, preprocess), bs=2*recipe.bs, num_workers=recipe.workers)
+    if recipe.monitor:
+        held = held.sample(min(recipe.monitor, len(held)), random_state=recipe.seed)
+    blends = (
+        recipe.blends if recipe.crop == 'face' and fake_means == 'generated' else 0.0
+    )  # made from what the labels call real
+    train = BalancedLoader(
+        get_set(learn, root, recipe, preprocess, recipe.augment), learn, recipe, blends
+    )
+    valid = DataLoader(
+        get_set(held, root, recipe, preprocess), bs=2 * recipe.bs, num_workers=recipe.workers
+    )
     return DataLoaders(train, valid, device='cuda' if torch.cuda.is_available() else 'cpu')
 
 # %% ../nbs/03_train.ipynb #t03-getlearner
 def auroc(preds, targs):
     "AUROC of logits N × 2 against labels N; nan where one class is missing."
-    if targs.unique().numel() < 2: return float('nan')
-    return roc_auc_score(targs.cpu(), (preds[:, 1]-preds[:, 0]).float().cpu())
+    if targs.unique().numel() < 2:
+        return float('nan')
+    return roc_auc_score(targs.cpu(), (preds[:, 1] - preds[:, 0]).float().cpu())
 
-def get_learner(dls, recipe:Recipe)->Learner:
+
+def get_learner(dls, recipe: Recipe) -> Learner:
     "A `Learner` with everything of the recipe but the files it writes."
     set_seed(recipe.seed, reproducible=False)
-    net = create_model(recipe.arch, recipe.init, drop_rate=recipe.drop, drop_path_rate=recipe.drop_path)
-    cbs = [SeedEpoch(recipe.seed), SmallFirst(recipe), FrozenStart(recipe.frozen), GradientClip(5.)]
-    if recipe.ema: cbs.append(EMA(recipe.ema))
-    if recipe.cutmix: cbs.append(CutMix(recipe.cutmix))
+    net = create_model(
+        recipe.arch, recipe.init, drop_rate=recipe.drop, drop_path_rate=recipe.drop_path
+    )
+    cbs = [
+        SeedEpoch(recipe.seed),
+        SmallFirst(recipe),
+        FrozenStart(recipe.frozen),
+        GradientClip(5.0),
+    ]
+    if recipe.ema:
+        cbs.append(EMA(recipe.ema))
+    if recipe.cutmix:
+        cbs.append(CutMix(recipe.cutmix))
     metrics = [accuracy, AccumMetric(auroc, flatten=False)] if len(dls.valid_ds) else []
-    learn = Learner(dls, net, loss_func=LabelSmoothingCrossEntropyFlat(recipe.smoothing), opt_func=Adam, lr=recipe.lr, wd=recipe.wd,
-                    splitter=split_params, metrics=metrics, cbs=cbs, train_bn=True)
+    learn = Learner(
+        dls,
+        net,
+        loss_func=LabelSmoothingCrossEntropyFlat(recipe.smoothing),
+        opt_func=Adam,
+        lr=recipe.lr,
+        wd=recipe.wd,
+        splitter=split_params,
+        metrics=metrics,
+        cbs=cbs,
+        train_bn=True,
+    )
     return learn.to_channelslast() if torch.cuda.is_available() else learn
 
 # %% ../nbs/03_train.ipynb #t03-provenance
 def git_commit():
     "The commit of this code, or `unknown` where it is not in a git checkout or git is missing."
     ask = ['git', 'rev-parse', '--short', 'HEAD']
-    try: return subprocess.check_output(ask, cwd=Path(face_future.__file__).parent, text=True, stderr=subprocess.DEVNULL).strip()
-    except (OSError, subprocess.CalledProcessError): return 'unknown'
+    try:
+        return subprocess.check_output(
+            ask, cwd=Path(face_future.__file__).parent, text=True, stderr=subprocess.DEVNULL
+        ).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
+
 
 def provenance(labels, rows, recipe, preprocess):
     "What the weights file says of where it comes from."
-    versions = {'face_future': face_future.__version__, 'python': platform.python_version(), 'torch': torch.__version__, 'timm': timm.__version__}
-    return dict(arch=recipe.arch, preprocess=asdict(preprocess), classes=['real', 'fake'], fake_means=labels.fake_means,
-                label_source=labels.label_source, fingerprint=labels.fingerprint(), split_seed=labels.seed, seed=recipe.seed,
-                images={s: int((rows.split == s).sum()) for s in ('train', 'valid')},
-                recipe={**asdict(recipe), 'init': Path(recipe.init).name}, commit=git_commit(), versions=versions)
+    versions = {
+        'face_future': face_future.__version__,
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'timm': timm.__version__,
+    }
+    return dict(
+        arch=recipe.arch,
+        preprocess=asdict(preprocess),
+        classes=['real', 'fake'],
+        fake_means=labels.fake_means,
+        label_source=labels.label_source,
+        fingerprint=labels.fingerprint(),
+        split_seed=labels.seed,
+        seed=recipe.seed,
+        images={s: int((rows.split == s).sum()) for s in ('train', 'valid')},
+        recipe={**asdict(recipe), 'init': Path(recipe.init).name},
+        commit=git_commit(),
+        versions=versions,
+    )
 
 # %% ../nbs/03_train.ipynb #t03-trainfn
 def train(
-    labels:Labels, # from chapter 00
-    recipe:Recipe, # the choices
-    out, # folder for the run; an unfinished run of the same recipe in it is resumed
-    sibling=None, # with `everything`: the folder of a run that held images out, whose temperature and figures this one quotes
-    progress:bool=True, # bars and a table
-    about:str='', # a line for people, kept with the weights: what they have learnt, under which licence
-    cbs=(), # more fastai callbacks
-)->Path: # the best weights, `model_best.safetensors`
+    labels: Labels,  # from chapter 00
+    recipe: Recipe,  # the choices
+    out,  # folder for the run; an unfinished run of the same recipe in it is resumed
+    sibling=None,  # with `everything`: the folder of a run that held images out, whose temperature and figures this one quotes
+    progress: bool = True,  # bars and a table
+    about: str = '',  # a line for people, kept with the weights: what they have learnt, under which licence
+    cbs=(),  # more fastai callbacks
+) -> Path:  # the best weights, `model_best.safetensors`
     "Train, resume, keep the best; returns where it is."
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     cfg = timm.get_pretrained_cfg(recipe.arch)
-    preprocess = Preprocess(recipe.size, recipe.interpolation, tuple(cfg.mean), tuple(cfg.std), recipe.crop, recipe.margin,
-                            DETECTOR if recipe.crop == 'face' else '')
+    preprocess = Preprocess(
+        recipe.size,
+        recipe.interpolation,
+        tuple(cfg.mean),
+        tuple(cfg.std),
+        recipe.crop,
+        recipe.margin,
+        DETECTOR if recipe.crop == 'face' else '',
+    )
     rows = get_rows(labels, recipe, progress)
-    learn = get_learner(get_loaders(rows, labels.root, recipe, preprocess, labels.fake_means), recipe)
-    keep = Keep(out, recipe, {**provenance(labels, rows, recipe, preprocess), 'about': about}); learn.add_cbs([keep, *cbs])
-    start = keep.load(learn, out/'checkpoint.pth') if (out/'checkpoint.pth').exists() else 0
-    if start: print(f'resuming after epoch {start-1}')
+    learn = get_learner(
+        get_loaders(rows, labels.root, recipe, preprocess, labels.fake_means), recipe
+    )
+    keep = Keep(out, recipe, {**provenance(labels, rows, recipe, preprocess), 'about': about})
+    learn.add_cbs([keep, *cbs])
+    start = keep.load(learn, out / 'checkpoint.pth') if (out / 'checkpoint.pth').exists() else 0
+    if start:
+        print(f'resuming after epoch {start - 1}')
     if start < recipe.epochs:
-        with nullcontext() if progress else learn.no_bar(), nullcontext() if progress else learn.no_logging():
-            learn.fit_one_cycle(recipe.epochs, slice(recipe.lr/recipe.lr_ratio, recipe.lr), start_epoch=start)
-    return finish(out, get_loaders(rows, labels.root, replace(recipe, monitor=0), preprocess), sibling)
+        with (
+            nullcontext() if progress else learn.no_bar(),
+            nullcontext() if progress else learn.no_logging(),
+        ):
+            learn.fit_one_cycle(
+                recipe.epochs, slice(recipe.lr / recipe.lr_ratio, recipe.lr), start_epoch=start
+            )
+    return finish(
+        out, get_loaders(rows, labels.root, replace(recipe, monitor=0), preprocess), sibling
+    )
 
 # %% ../nbs/03_train.ipynb #t03-heldout
 @torch.inference_mode()
@@ -172,12 +270,12 @@ def held_out_logits(model, dls):
     model = model.eval().to(dls.device)
     out = [(model(x), y) for x, y in dls.valid]
     l, y = torch.cat([o[0] for o in out]).float().cpu(), torch.cat([o[1] for o in out]).cpu()
-    return (l[:, 1]-l[:, 0]).numpy(), y.numpy()
+    return (l[:, 1] - l[:, 0]).numpy(), y.numpy()
 
 # %% ../nbs/03_train.ipynb #t03-finish
 def finish(out, dls, sibling=None):
     "Calibrate the best weights on the held-out images (`held_out.csv`), or quote the sibling's figures; returns the file."
-    file = out/'model_best.safetensors'
+    file = out / 'model_best.safetensors'
     model, s = load_weights(file)
     s = {k: v for k, v in s.items() if k not in ('name', 'sha256')}
     if len(dls.valid_ds):
@@ -185,21 +283,36 @@ def finish(out, dls, sibling=None):
         s['temperature'] = fit_temperature(logit, y)
         s['metrics'] = {**s['metrics'], 'views': 'single', **score(y, logit)}
         names = dls.valid_ds.files
-        table = pd.DataFrame(dict(file=[p.name for p in names], folder=[p.parent.name for p in names], source=dls.valid_ds.sources, fake=y, logit=logit))
-        atomic_write(out/'held_out.csv', table.to_csv(index=False))
+        table = pd.DataFrame(
+            dict(
+                file=[p.name for p in names],
+                folder=[p.parent.name for p in names],
+                source=dls.valid_ds.sources,
+                fake=y,
+                logit=logit,
+            )
+        )
+        atomic_write(out / 'held_out.csv', table.to_csv(index=False))
     elif sibling:
-        other = load_weights(Path(sibling)/'model_best.safetensors')[1]
-        s |= dict(temperature=other['temperature'],
-                  metrics={**other['metrics'], 'measured_on': 'a run of the same recipe that held these images out'})
+        other = load_weights(Path(sibling) / 'model_best.safetensors')[1]
+        s |= dict(
+            temperature=other['temperature'],
+            metrics={
+                **other['metrics'],
+                'measured_on': 'a run of the same recipe that held these images out',
+            },
+        )
     save_weights(model, s, file)
     return file
 
 # %% ../nbs/03_train.ipynb #t03-measurefn
 def measure(
-    run, # folder of a finished run
-    by='label', # `label`: against the labels it was given; `folder`: against the name of each image's folder
-)->dict: # n, accuracy and AUROC with their intervals, minutes of training
+    run,  # folder of a finished run
+    by='label',  # `label`: against the labels it was given; `folder`: against the name of each image's folder
+) -> dict:  # n, accuracy and AUROC with their intervals, minutes of training
     "The held-out figures of a finished run, in the data set's own words."
-    t, log = pd.read_csv(Path(run)/'held_out.csv'), pd.read_csv(Path(run)/'log.csv')
+    t, log = pd.read_csv(Path(run) / 'held_out.csv'), pd.read_csv(Path(run) / 'log.csv')
     fake = (t.fake == 1 if by == 'label' else t.folder == 'fake').to_numpy(int)
-    return dict(run=Path(run).name, **score(fake, t.logit.to_numpy()), minutes=log.seconds.sum()/60)
+    return dict(
+        run=Path(run).name, **score(fake, t.logit.to_numpy()), minutes=log.seconds.sum() / 60
+    )

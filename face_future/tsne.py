@@ -11,21 +11,29 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-import cv2, matplotlib.pyplot as plt, numpy as np, pandas as pd
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
 from sklearn.metrics import silhouette_samples
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from tqdm import tqdm
-from .labels import LabelError, atomic_write
+
 from .data import ImageError, read_rgb
+from .labels import LabelError, atomic_write
 
 # %% ../nbs/05_tsne.ipynb #t05-pick
-def pick(labels, n=1500, split='valid', seed=0)->list: # row numbers, at most `n`
+def pick(labels, n=1500, split='valid', seed=0) -> list:  # row numbers, at most `n`
     "Rows of a split, evenly over the classes of each source; a `LabelError` if the split is empty."
     rows = labels.rows[labels.rows.split == split].sample(frac=1, random_state=seed)
-    if not len(rows): raise LabelError(f'no image is in the split {split!r}: hold some out first (face_future labels --valid-pct .2).')
+    if not len(rows):
+        raise LabelError(
+            f'no image is in the split {split!r}: hold some out first (face_future labels --valid-pct .2).'
+        )
     turn = rows.groupby(['source', 'prediction']).cumcount()
     return sorted(turn.sort_values(kind='stable').index[:n])
 
@@ -33,36 +41,72 @@ def pick(labels, n=1500, split='valid', seed=0)->list: # row numbers, at most `n
 @dataclass
 class Seen:
     "What a `Predictor` sees in N labelled pictures, in each the square that decides."
-    table:pd.DataFrame  # N rows: file, source, group, truth (`real`, `fake`) and verdict (or `unsure`) in the world's sense, p_fake, confidence, mistake
-    features:np.ndarray # N × F, float32
-    square:np.ndarray   # N × S × S × 3, uint8: the square as the network is fed it
-    cam:np.ndarray      # N × h × w, float32: its activation map (chapter 05b), or None
-    left_out:dict       # how many could not be judged, by the flaw
-    def __len__(self): return len(self.table)
+
+    table: pd.DataFrame  # N rows: file, source, group, truth (`real`, `fake`) and verdict (or `unsure`) in the world's sense, p_fake, confidence, mistake
+    features: np.ndarray  # N × F, float32
+    square: np.ndarray  # N × S × S × 3, uint8: the square as the network is fed it
+    cam: np.ndarray  # N × h × w, float32: its activation map (parts/heatmaps), or None
+    left_out: dict  # how many could not be judged, by the flaw
+
+    def __len__(self):
+        return len(self.table)
+
     def said(self):
         "What figures must not hide: how many pictures, mistakes and unsure ones, and what is not among them."
         gone = ', '.join(f'{n} {flaw}' for flaw, n in self.left_out.items())
         unsure = (self.table.verdict == 'unsure').sum()
-        return f'{len(self)} pictures judged, {self.table.mistake.sum()} mistakes, {unsure} unsure' + (f'; left out: {gone}' if gone else '')
+        return (
+            f'{len(self)} pictures judged, {self.table.mistake.sum()} mistakes, {unsure} unsure'
+            + (f'; left out: {gone}' if gone else '')
+        )
 
 # %% ../nbs/05_tsne.ipynb #t05-seefn
 def see(
-    predictor, labels, # a `Predictor`, a `Labels`
-    n:int=1500, split:str='valid', seed:int=0, # see `pick`
-    bs:int=32, progress:bool=False,
-)->Seen:
+    predictor,
+    labels,  # a `Predictor`, a `Labels`
+    n: int = 1500,
+    split: str = 'valid',
+    seed: int = 0,  # see `pick`
+    bs: int = 32,
+    progress: bool = False,
+) -> Seen:
     "Judge labelled pictures, keeping the features."
+
     def load(f):
-        try: return predictor.look(read_rgb(f))
-        except (ImageError, OSError): return [(None, None, 'unreadable')]
+        try:
+            return predictor.look(read_rgb(f))
+        except (ImageError, OSError):
+            return [(None, None, 'unreadable')]
+
     chosen, files, parts = pick(labels, n, split, seed), labels.files, []
     with ThreadPoolExecutor() as ex:
         for i in tqdm(range(0, len(chosen), bs), desc='looking', disable=not progress):
-            looks = [(j, x) for j, x in zip(chosen[i:i+bs], ex.map(load, [files[j] for j in chosen[i:i+bs]])) if x[0][0] is not None]
-            if looks: parts.append(_judged(predictor, *zip(*looks)))
-    if not parts: raise LabelError(f'not one of the {len(chosen)} pictures could be read; do they lie under {labels.root}?')
-    rows, said, *arrays = (pd.concat(p) if isinstance(p[0], pd.DataFrame) else None if p[0] is None else np.concatenate(p) for p in zip(*parts))
-    table = labels.rows.loc[rows, ['path', 'source', 'group', 'prediction']].reset_index(drop=True).join(said.reset_index(drop=True))
+            looks = [
+                (j, x)
+                for j, x in zip(
+                    chosen[i : i + bs], ex.map(load, [files[j] for j in chosen[i : i + bs]])
+                )
+                if x[0][0] is not None
+            ]
+            if looks:
+                parts.append(_judged(predictor, *zip(*looks)))
+    if not parts:
+        raise LabelError(
+            f'not one of the {len(chosen)} pictures could be read; do they lie under {labels.root}?'
+        )
+    rows, said, *arrays = (
+        pd.concat(p)
+        if isinstance(p[0], pd.DataFrame)
+        else None
+        if p[0] is None
+        else np.concatenate(p)
+        for p in zip(*parts)
+    )
+    table = (
+        labels.rows.loc[rows, ['path', 'source', 'group', 'prediction']]
+        .reset_index(drop=True)
+        .join(said.reset_index(drop=True))
+    )
     return _seen(table, arrays, len(chosen), labels.fake_means)
 
 # %% ../nbs/05_tsne.ipynb #t05-see-parts
@@ -70,70 +114,114 @@ def _judged(predictor, rows, looks):
     "Row numbers, what is said, features, squares and maps of some pictures."
     p, squares = predictor.judge(looks), [s[0] for x in looks for s in x]
     d = p.deciding
-    said = pd.DataFrame(dict(verdict=p.verdict[d], p_fake=p.p_fake[d], confidence=p.confidence[d], flaw=p.flaw[d]))
-    return np.array(rows), said, p.features[d], np.stack([predictor.preprocess.undo(squares[i]) for i in d]), None if p.cam is None else p.cam[d]
+    said = pd.DataFrame(
+        dict(verdict=p.verdict[d], p_fake=p.p_fake[d], confidence=p.confidence[d], flaw=p.flaw[d])
+    )
+    return (
+        np.array(rows),
+        said,
+        p.features[d],
+        np.stack([predictor.preprocess.undo(squares[i]) for i in d]),
+        None if p.cam is None else p.cam[d],
+    )
+
 
 def _seen(table, arrays, asked, fake_means):
     "A `Seen` of those that could be judged."
     left_out = table.flaw[table.flaw != ''].value_counts().to_dict()
-    if asked > len(table): left_out['unreadable'] = asked - len(table)
+    if asked > len(table):
+        left_out['unreadable'] = asked - len(table)
     ok = (table.flaw == '').to_numpy()
-    if not ok.any(): raise LabelError(f'not one of {asked} pictures could be judged ({left_out}); if they are no faces, judge them whole (--whole-image).')
+    if not ok.any():
+        raise LabelError(
+            f'not one of {asked} pictures could be judged ({left_out}); if they are no faces, judge them whole (--whole-image).'
+        )
     table = table[ok].drop(columns='flaw').rename(columns={'path': 'file'}).reset_index(drop=True)
     fake = (table.pop('prediction') == 'fake') != (fake_means == 'photograph')
-    table['group'] = table.group.where(table.group != '', table.file)      # a picture of no group is its own
+    table['group'] = table.group.where(
+        table.group != '', table.file
+    )  # a picture of no group is its own
     truth = np.where(fake, 'fake', 'real')
-    return Seen(table.assign(truth=truth, mistake=(table.verdict != truth) & (table.verdict != 'unsure')), *(a if a is None else a[ok] for a in arrays), left_out)
+    return Seen(
+        table.assign(truth=truth, mistake=(table.verdict != truth) & (table.verdict != 'unsure')),
+        *(a if a is None else a[ok] for a in arrays),
+        left_out,
+    )
 
 # %% ../nbs/05_tsne.ipynb #t05-planefn
 def plane(
-    features, # N × F
-    perplexity:float=30, # must be below N/3
-    seed:int=0,
-)->np.ndarray: # N × 2, float32
+    features,  # N × F
+    perplexity: float = 30,  # must be below N/3
+    seed: int = 0,
+) -> np.ndarray:  # N × 2, float32
     "Features on a plane by t-SNE, after PCA to 50 dimensions; a `ValueError` for too few pictures."
-    if len(features) <= 3*perplexity:
-        raise ValueError(f'{len(features)} pictures are too few for a perplexity of {perplexity:g}: keep it below a third of them, {len(features)/3:.0f}.')
-    x = PCA(min(50, *np.shape(features)), random_state=seed).fit_transform(np.asarray(features, np.float32))
+    if len(features) <= 3 * perplexity:
+        raise ValueError(
+            f'{len(features)} pictures are too few for a perplexity of {perplexity:g}: keep it below a third of them, {len(features) / 3:.0f}.'
+        )
+    x = PCA(min(50, *np.shape(features)), random_state=seed).fit_transform(
+        np.asarray(features, np.float32)
+    )
     return TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(x)
 
 # %% ../nbs/05_tsne.ipynb #t05-interval
 def mean_interval(
-    values, # N
-    group=None, # N: what belongs together is drawn together; None: each by itself
-)->tuple: # mean, low, high
+    values,  # N
+    group=None,  # N: what belongs together is drawn together; None: each by itself
+) -> tuple:  # mean, low, high
     "A mean with its 95 % bootstrap interval (percentile), over groups."
     v = np.asarray(values, float)
     g = np.arange(len(v)) if group is None else np.unique(np.asarray(group), return_inverse=True)[1]
     total, count = np.bincount(g, v), np.bincount(g)
-    drawn = np.random.default_rng(0).multinomial(len(count), np.full(len(count), 1/len(count)), 2000)
-    lo, hi = np.percentile(drawn@total/(drawn@count), [2.5, 97.5])
+    drawn = np.random.default_rng(0).multinomial(
+        len(count), np.full(len(count), 1 / len(count)), 2000
+    )
+    lo, hi = np.percentile(drawn @ total / (drawn @ count), [2.5, 97.5])
     return float(v.mean()), float(lo), float(hi)
 
 # %% ../nbs/05_tsne.ipynb #t05-separationfn
-K = 15 # neighbours
+K = 15  # neighbours
 
-def knn_hits(x, y, group)->np.ndarray: # N bool
+
+def knn_hits(x, y, group) -> np.ndarray:  # N bool
     "Whether the `K` nearest (at most N/2) of other groups, in five folds, vote for a point's own class."
-    if (few := pd.Series(group).groupby(np.asarray(y)).nunique()).min() < 5: raise ValueError(f'{few.idxmin()}: fewer than five groups, too few to tell.')
+    if (few := pd.Series(group).groupby(np.asarray(y)).nunique()).min() < 5:
+        raise ValueError(f'{few.idxmin()}: fewer than five groups, too few to tell.')
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
-    return cross_val_predict(KNeighborsClassifier(min(K, len(x)//2)), x, y, groups=group, cv=folds) == np.asarray(y)
+    return cross_val_predict(
+        KNeighborsClassifier(min(K, len(x) // 2)), x, y, groups=group, cv=folds
+    ) == np.asarray(y)
+
 
 def separation(
-    seen:Seen,
-    planes:dict, # perplexity -> N × 2
-)->pd.DataFrame: # a row for the features and one for each plane, of `truth`, and of `source` where there are two
+    seen: Seen,
+    planes: dict,  # perplexity -> N × 2
+) -> (
+    pd.DataFrame
+):  # a row for the features and one for each plane, of `truth`, and of `source` where there are two
     "How far classes (and sources) are apart: k-NN accuracy, what it gains over the features', silhouette, each with its 95 % interval; trustworthiness."
     t, out = seen.table, []
-    for of in ['truth'] + ['source']*(t.source.nunique() > 1):
+    for of in ['truth'] + ['source'] * (t.source.nunique() > 1):
         y, chance, first = t[of].to_numpy(str), t[of].value_counts(normalize=True).max(), None
-        for space, x in {'features': seen.features, **{f'perplexity {p:g}': xy for p, xy in planes.items()}}.items():
+        for space, x in {
+            'features': seen.features,
+            **{f'perplexity {p:g}': xy for p, xy in planes.items()},
+        }.items():
             hits = knn_hits(x, y, t.group)
             first = hits if first is None else first
             row = dict(of=of, space=space, n=len(y), chance=chance)
-            for name, v in dict(knn=hits, gain=hits.astype(float)-first, silhouette=silhouette_samples(x, y)).items():
+            for name, v in dict(
+                knn=hits, gain=hits.astype(float) - first, silhouette=silhouette_samples(x, y)
+            ).items():
                 row |= dict(zip((name, f'{name}_lo', f'{name}_hi'), mean_interval(v, t.group)))
-            out.append(row | dict(trust=1. if x is seen.features else trustworthiness(seen.features, x, n_neighbors=min(K, len(y)//2-1))))
+            out.append(
+                row
+                | dict(
+                    trust=1.0
+                    if x is seen.features
+                    else trustworthiness(seen.features, x, n_neighbors=min(K, len(y) // 2 - 1))
+                )
+            )
     return pd.DataFrame(out)
 
 # %% ../nbs/05_tsne.ipynb #t05-drawfn
@@ -141,73 +229,139 @@ OKABE_ITO = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#
 MARKS = dict(real='o', fake='^')
 COLUMNS = dict(truth='class', source='source', confidence='confidence')
 
-def colours(values)->dict: # value -> colour; grey from the eighth on
+
+def colours(values) -> dict:  # value -> colour; grey from the eighth on
     "A colour for each value, the commonest first; `real` and `fake` always have their own."
     known = dict(real=OKABE_ITO[0], fake=OKABE_ITO[5])
     names = pd.Series(values).value_counts().index
-    if set(names) <= set(known): return known
+    if set(names) <= set(known):
+        return known
     return {v: OKABE_ITO[i] if i < len(OKABE_ITO) else '#999999' for i, v in enumerate(names)}
+
 
 def scatter(ax, xy, table, by='truth', legend=True):
     "One map, coloured by a column of `Seen.table`."
     handles = []
     for word, mark in MARKS.items():
         some = (table.truth == word).to_numpy()
-        style = dict(marker=mark, s=15, lw=0, alpha=.75)
-        if by == 'confidence': handles.append(ax.scatter(*xy[some].T, c=table.confidence[some], cmap='cividis', vmin=.5, vmax=1, **style)); continue
+        style = dict(marker=mark, s=15, lw=0, alpha=0.75)
+        if by == 'confidence':
+            handles.append(
+                ax.scatter(
+                    *xy[some].T, c=table.confidence[some], cmap='cividis', vmin=0.5, vmax=1, **style
+                )
+            )
+            continue
         for v, c in colours(table[by]).items():
             these = some & (table[by] == v).to_numpy()
-            if these.any(): handles.append(ax.scatter(*xy[these].T, color=c, label=word if by == 'truth' else f'{v}, {word}', **style))
+            if these.any():
+                handles.append(
+                    ax.scatter(
+                        *xy[these].T,
+                        color=c,
+                        label=word if by == 'truth' else f'{v}, {word}',
+                        **style,
+                    )
+                )
     wrong = table.mistake.to_numpy()
-    ax.scatter(*xy[wrong].T, marker='x', c='black', s=14, lw=.7, label='mistake')
-    ax.set_xticks([]); ax.set_yticks([])
-    if by == 'confidence': plt.colorbar(handles[-1], ax=ax, label='confidence', fraction=.04, pad=.02)
-    elif legend: ax.legend(fontsize=7, frameon=False, loc='upper left', bbox_to_anchor=(0, -.01), ncols=2, borderaxespad=0, markerscale=1.2, handletextpad=.2)
+    ax.scatter(*xy[wrong].T, marker='x', c='black', s=14, lw=0.7, label='mistake')
+    ax.set_xticks([])
+    ax.set_yticks([])
+    if by == 'confidence':
+        plt.colorbar(handles[-1], ax=ax, label='confidence', fraction=0.04, pad=0.02)
+    elif legend:
+        ax.legend(
+            fontsize=7,
+            frameon=False,
+            loc='upper left',
+            bbox_to_anchor=(0, -0.01),
+            ncols=2,
+            borderaxespad=0,
+            markerscale=1.2,
+            handletextpad=0.2,
+        )
 
 # %% ../nbs/05_tsne.ipynb #t05-draw
 def save_figure(fig, file=None):
     "Write a matplotlib figure as PNG and close it; without a file, leave it to the notebook."
-    if file is None: return
-    out = io.BytesIO(); fig.savefig(out, format='png'); plt.close(fig)
+    if file is None:
+        return
+    out = io.BytesIO()
+    fig.savefig(out, format='png')
+    plt.close(fig)
     atomic_write(file, out.getvalue())
 
+
 def draw(
-    table, # of a `Seen`
-    planes:dict, figures, # perplexity -> N × 2; what `separation` says
-    file=None, # write the picture here; None: leave it to the notebook
-    width:float=11, dpi:int=130, # inches; dots an inch
+    table,  # of a `Seen`
+    planes: dict,
+    figures,  # perplexity -> N × 2; what `separation` says
+    file=None,  # write the picture here; None: leave it to the notebook
+    width: float = 11,
+    dpi: int = 130,  # inches; dots an inch
 ):
     "A row of maps for each perplexity: by class, by source, by confidence; its figures above it."
-    fig, axs = plt.subplots(len(planes), 3, figsize=(width, .32*width*len(planes)+.6), dpi=dpi, squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(
+        len(planes),
+        3,
+        figsize=(width, 0.32 * width * len(planes) + 0.6),
+        dpi=dpi,
+        squeeze=False,
+        layout='constrained',
+    )
     said = figures[figures.of == 'truth'].set_index('space')
     for i, (row, (p, xy)) in enumerate(zip(axs, planes.items())):
         f, own = said.loc[f'perplexity {p:g}'], said.loc['features']
-        for ax, by in zip(row, COLUMNS): scatter(ax, xy, table, by, legend=i == len(axs)-1)
-        row[0].set_title(f'perplexity {p:g}: 15-NN accuracy {f.knn:.2f} ({f.knn_lo:.2f} to {f.knn_hi:.2f}) here, {own.knn:.2f} in the features', fontsize=8, loc='left')
-        row[2].set_title(f'silhouette {f.silhouette:.2f}, trustworthiness {f.trust:.2f}', fontsize=8, loc='right')
+        for ax, by in zip(row, COLUMNS):
+            scatter(ax, xy, table, by, legend=i == len(axs) - 1)
+        row[0].set_title(
+            f'perplexity {p:g}: 15-NN accuracy {f.knn:.2f} ({f.knn_lo:.2f} to {f.knn_hi:.2f}) here, {own.knn:.2f} in the features',
+            fontsize=8,
+            loc='left',
+        )
+        row[2].set_title(
+            f'silhouette {f.silhouette:.2f}, trustworthiness {f.trust:.2f}', fontsize=8, loc='right'
+        )
     save_figure(fig, file)
 
 # %% ../nbs/05_tsne.ipynb #t05-nearfn
-def neighbours(features, i, k=6)->np.ndarray: # k row numbers, the nearest first
+def neighbours(features, i, k=6) -> np.ndarray:  # k row numbers, the nearest first
     "The nearest of row `i` in the features, itself aside."
-    found = NearestNeighbors(n_neighbors=min(k+1, len(features))).fit(features).kneighbors(features[i:i+1], return_distance=False)[0]
+    found = (
+        NearestNeighbors(n_neighbors=min(k + 1, len(features)))
+        .fit(features)
+        .kneighbors(features[i : i + 1], return_distance=False)[0]
+    )
     return found[found != i][:k]
 
-def mistakes(table, n=6)->list: # row numbers
+
+def mistakes(table, n=6) -> list:  # row numbers
     "The surest mistakes, in turn from each class of each source."
     wrong = table[table.mistake].sort_values('confidence', ascending=False)
     turn = wrong.groupby(['source', 'truth']).cumcount()
     return list(turn.sort_values(kind='stable').index[:n])
 
-def strips(seen:Seen, rows, k=6, file=None, dpi=100):
+
+def strips(seen: Seen, rows, k=6, file=None, dpi=100):
     "A strip for each of `rows`: the picture, and its `k` nearest neighbours with what they are and what they were called."
-    fig, axs = plt.subplots(len(rows), k+1, figsize=(1.15*(k+1), 1.45*len(rows)), dpi=dpi, squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(
+        len(rows),
+        k + 1,
+        figsize=(1.15 * (k + 1), 1.45 * len(rows)),
+        dpi=dpi,
+        squeeze=False,
+        layout='constrained',
+    )
     for line, i in zip(axs, rows):
         for ax, j in zip(line, [i, *neighbours(seen.features, i, k)]):
             t = seen.table.loc[j]
-            ax.imshow(seen.square[j]); ax.set_xticks([]); ax.set_yticks([])
+            ax.imshow(seen.square[j])
+            ax.set_xticks([])
+            ax.set_yticks([])
             own = ', same group' if j != i and t.group == seen.table.group[i] else ''
             ax.set_title(f'{t.source}{own}\n{t.truth}, called {t.verdict}', fontsize=6)
-            for s in ax.spines.values(): s.set(color=colours(['real', 'fake'])[t.truth], lw=3)
-        for ax in line[len(seen):]: ax.axis('off')
+            for s in ax.spines.values():
+                s.set(color=colours(['real', 'fake'])[t.truth], lw=3)
+        for ax in line[len(seen) :]:
+            ax.axis('off')
     save_figure(fig, file)

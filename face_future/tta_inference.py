@@ -7,198 +7,336 @@ __all__ = ['VIEWS', 'VIEW_SETS', 'DOUBTS', 'SAID', 'BOX', 'get_views', 'Predicti
            'predict_files', 'write_predictions', 'predict_folder', 'check_submission', 'compare_views']
 
 # %% ../nbs/04_tta_inference.ipynb #p04-imports
-import csv, io, json, threading
+import csv
+import io
+import json
+import threading
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 import numpy as np
+from .model_config import WeightsError, calibrated, complete, find_weights, read_settings
 from tqdm import tqdm
-from .files import atomic_write, file_index, natural_key
+
+from .backends import cpu_threads, make_backend
 from .data import ImageError, Preprocess, read_rgb
 from .faces import DETECTOR, FaceFinder, quality_reason
-from .settings import WeightsError, calibrated, complete, find_weights, read_settings
-from .backends import cpu_threads, make_backend
+from .files import atomic_write, file_index, natural_key
 
 # %% ../nbs/04_tta_inference.ipynb #p04-viewdefs
-VIEWS = dict(identity=lambda x: x, flip=lambda x: x[..., ::-1], **{f'rot{90*k}': lambda x, k=k: np.rot90(x, k, (2, 3)) for k in (1, 2, 3)},
-             vflip=lambda x: x[:, :, ::-1], transpose=lambda x: x.swapaxes(2, 3), antitranspose=lambda x: np.rot90(x, 2, (2, 3)).swapaxes(2, 3))
-VIEW_SETS = dict(single=('identity',), flip=('identity', 'flip'), seed=('identity', 'flip', 'rot90', 'rot270'), turns=tuple(VIEWS))
+VIEWS = dict(
+    identity=lambda x: x,
+    flip=lambda x: x[..., ::-1],
+    **{f'rot{90 * k}': lambda x, k=k: np.rot90(x, k, (2, 3)) for k in (1, 2, 3)},
+    vflip=lambda x: x[:, :, ::-1],
+    transpose=lambda x: x.swapaxes(2, 3),
+    antitranspose=lambda x: np.rot90(x, 2, (2, 3)).swapaxes(2, 3),
+)
+VIEW_SETS = dict(
+    single=('identity',),
+    flip=('identity', 'flip'),
+    seed=('identity', 'flip', 'rot90', 'rot270'),
+    turns=tuple(VIEWS),
+)
+
 
 def get_views(
-    views, # a name from `VIEW_SETS`, or names from `VIEWS`, as a list or with commas
-)->tuple: # names of single views
+    views,  # a name from `VIEW_SETS`, or names from `VIEWS`, as a list or with commas
+) -> tuple:  # names of single views
     "The views meant by `views`."
-    if isinstance(views, str): views = VIEW_SETS.get(views) or [v.strip() for v in views.split(',')]
+    if isinstance(views, str):
+        views = VIEW_SETS.get(views) or [v.strip() for v in views.split(',')]
     names = tuple(views)
     bad = [v for v in names if v not in VIEWS]
     if bad or not names:
-        raise ValueError(f'views {", ".join(bad) or "none"}: choose a set ({", ".join(VIEW_SETS)}) or single ones ({", ".join(VIEWS)}).')
+        raise ValueError(
+            f'views {", ".join(bad) or "none"}: choose a set ({", ".join(VIEW_SETS)}) or single ones ({", ".join(VIEWS)}).'
+        )
     return names
 
 # %% ../nbs/04_tta_inference.ipynb #p04-prediction
-DOUBTS = 'views_disagree', 'close_call' # reasons that are the network's; all others are flaws of the picture
+DOUBTS = (
+    'views_disagree',
+    'close_call',
+)  # reasons that are the network's; all others are flaws of the picture
+
 
 @dataclass
 class Prediction:
     "What the network says of N squares (faces, or whole pictures); `logit` and `p_fake` in the world's sense: fake = synthesised or manipulated."
-    logit:np.ndarray    # N, float32: > 0 leans to fake; mean over the views, before the temperature
-    p_fake:np.ndarray   # N, float32, in [0, 1]: the logit, calibrated
-    features:np.ndarray # N × F, float32: pooled features of the first view (1,792 for EfficientNet-B4)
-    cam:np.ndarray      # N × h × w, float32: activation map of the first view, its mean is that view's logit; None where there is none
-    view_logits:np.ndarray # N × V, float32: the logit of each view
-    threshold:float     # p_fake at or above it is called fake
-    real_below:float    # p_fake below it is called real; in between is a close call
-    disagree:np.ndarray # N, bool: one view says fake and another real
-    inverted:bool       # the data set's `fake` is the world's `real`
-    image:np.ndarray    # N, int: which of the pictures each square is from
-    box:np.ndarray      # N × 4, float32: the face's left, top, width, height in its picture; nan for a whole picture
-    flaw:np.ndarray     # N, str: what is wrong with the picture (`no_face`, `face_too_small`, `face_cut`, `too_dark`, `too_blurred`, `too_compressed`); empty: nothing
+
+    logit: np.ndarray  # N, float32: > 0 leans to fake; mean over the views, before the temperature
+    p_fake: np.ndarray  # N, float32, in [0, 1]: the logit, calibrated
+    features: (
+        np.ndarray
+    )  # N × F, float32: pooled features of the first view (1,792 for EfficientNet-B4)
+    cam: np.ndarray  # N × h × w, float32: activation map of the first view, its mean is that view's logit; None where there is none
+    view_logits: np.ndarray  # N × V, float32: the logit of each view
+    threshold: float  # p_fake at or above it is called fake
+    real_below: float  # p_fake below it is called real; in between is a close call
+    disagree: np.ndarray  # N, bool: one view says fake and another real
+    inverted: bool  # the data set's `fake` is the world's `real`
+    image: np.ndarray  # N, int: which of the pictures each square is from
+    box: (
+        np.ndarray
+    )  # N × 4, float32: the face's left, top, width, height in its picture; nan for a whole picture
+    flaw: np.ndarray  # N, str: what is wrong with the picture (`no_face`, `face_too_small`, `face_cut`, `too_dark`, `too_blurred`, `too_compressed`); empty: nothing
+
     @property
     def reason(self):
         "Why it is `unsure`: the flaw, `views_disagree` or `close_call`; empty: it isn't."
         between = (self.p_fake >= self.real_below) & (self.p_fake < self.threshold)
-        return np.where(self.flaw != '', self.flaw, np.where(self.disagree, 'views_disagree', np.where(between, 'close_call', '')))
+        return np.where(
+            self.flaw != '',
+            self.flaw,
+            np.where(self.disagree, 'views_disagree', np.where(between, 'close_call', '')),
+        )
+
     @property
-    def verdict(self): return np.where(self.reason != '', 'unsure', np.where(self.p_fake >= self.threshold, 'fake', 'real'))
+    def verdict(self):
+        return np.where(
+            self.reason != '', 'unsure', np.where(self.p_fake >= self.threshold, 'fake', 'real')
+        )
+
     @property
-    def label(self): return np.where((self.p_fake >= self.threshold) ^ self.inverted, 'fake', 'real')
+    def label(self):
+        return np.where((self.p_fake >= self.threshold) ^ self.inverted, 'fake', 'real')
+
     @property
     def confidence(self):
         "In the label: .5 at the threshold, 1 where `p_fake` is 0 or 1; with a threshold of .5 simply `p_fake` or its rest."
         p, t = self.p_fake, self.threshold
-        return .5 + .5*np.where(p >= t, (p-t)/max(1-t, 1e-6), (t-p)/max(t, 1e-6))
+        return 0.5 + 0.5 * np.where(p >= t, (p - t) / max(1 - t, 1e-6), (t - p) / max(t, 1e-6))
+
     @property
     def deciding(self):
         "For each picture the square that speaks for it: the likeliest fake of those without a flaw, or else the largest face."
-        rank = np.lexsort((-self.p_fake*(self.flaw == ''), self.flaw != '', self.image))
+        rank = np.lexsort((-self.p_fake * (self.flaw == ''), self.flaw != '', self.image))
         return rank[np.unique(self.image[rank], return_index=True)[1]]
-    def __len__(self): return len(self.logit)
+
+    def __len__(self):
+        return len(self.logit)
 
 # %% ../nbs/04_tta_inference.ipynb #p04-class
 class Predictor:
     "Weights, and all they need to judge images; see `Prediction` for what it answers."
-    def __init__(self,
-        weights=None, # a file, a packaged name, or None for the default (see `find_weights`)
-        views=None, # see `get_views`; None takes what the weights were measured to do best with
-        device=None, # `cpu`, `cuda`; None takes a GPU if there is one
-        settings=None, # for a bare state dict: what it lacks (arch, preprocess, fake_means, …)
-        whole_image:bool=False, # judge the centre square of each picture, whatever the weights were trained on
-        backend=None, # what runs the network, see `make_backend`; None takes the fastest that is here
-        streams:int=1, # how many calls of `judge` may run at once, each on its share of the cores
+
+    def __init__(
+        self,
+        weights=None,  # a file, a packaged name, or None for the default (see `find_weights`)
+        views=None,  # see `get_views`; None takes what the weights were measured to do best with
+        device=None,  # `cpu`, `cuda`; None takes a GPU if there is one
+        settings=None,  # for a bare state dict: what it lacks (arch, preprocess, fake_means, …)
+        whole_image: bool = False,  # judge the centre square of each picture, whatever the weights were trained on
+        backend=None,  # what runs the network, see `make_backend`; None takes the fastest that is here
+        streams: int = 1,  # how many calls of `judge` may run at once, each on its share of the cores
     ):
         self.file = find_weights(weights)
         self.settings = complete(self.file, read_settings(self.file), settings)
         self.backend = make_backend(self.file, self.settings, backend, device, settings, streams)
         self.views = get_views(views or self.settings.get('views', 'flip'))
         self.preprocess = Preprocess(**self.settings['preprocess'])
-        if whole_image: self.preprocess = replace(self.preprocess, crop='whole')
+        if whole_image:
+            self.preprocess = replace(self.preprocess, crop='whole')
         if self.preprocess.crop == 'face' and self.preprocess.detector != DETECTOR:
-            raise WeightsError(f'{self.file.name} was trained on faces found by {self.preprocess.detector!r}; this version has {DETECTOR!r}.')
+            raise WeightsError(
+                f'{self.file.name} was trained on faces found by {self.preprocess.detector!r}; this version has {DETECTOR!r}.'
+            )
         self.finder = FaceFinder()
-        self.sign = -1. if self.settings['fake_means'] == 'photograph' else 1.
-        if self.settings['classes'] != ['real', 'fake']: self.sign = -self.sign
+        self.sign = -1.0 if self.settings['fake_means'] == 'photograph' else 1.0
+        if self.settings['classes'] != ['real', 'fake']:
+            self.sign = -self.sign
 
     @property
-    def model(self): return self.backend.model # PyTorch's module, where that is the backend
-    @property
-    def device(self): return self.backend.device
+    def model(self):
+        return self.backend.model  # PyTorch's module, where that is the backend
 
-    def look(self, rgb)->list: # of (network input, box or None, flaw or '')
+    @property
+    def device(self):
+        return self.backend.device
+
+    def look(self, rgb) -> list:  # of (network input, box or None, flaw or '')
         "The squares of an H × W × 3 uint8 RGB picture that are judged: every face, or the centre."
         found = self.finder(rgb) if self.preprocess.crop == 'face' else []
-        if found: return [(self.preprocess(rgb, f.box), f.box, f.reason or quality_reason(rgb, f.box)) for f in found]
+        if found:
+            return [
+                (self.preprocess(rgb, f.box), f.box, f.reason or quality_reason(rgb, f.box))
+                for f in found
+            ]
         return [(self.preprocess(rgb), None, 'no_face' if self.preprocess.crop == 'face' else '')]
 
-    def judge(self, looks)->Prediction: # for each picture what `look` gives
+    def judge(self, looks) -> Prediction:  # for each picture what `look` gives
         "Judge the squares of some pictures."
         xs, boxes, flaws = zip(*[square for squares in looks for square in squares])
         x, n, v = np.stack(xs), len(xs), len(self.views)
         logit, feats, cam = self.backend(np.concatenate([VIEWS[k](x) for k in self.views]))
-        per_view = self.sign*logit.reshape(v, n).T
-        said, high, low = calibrated(per_view, self.settings), self.settings['threshold'], self.settings.get('real_below', self.settings['threshold'])
+        per_view = self.sign * logit.reshape(v, n).T
+        said, high, low = (
+            calibrated(per_view, self.settings),
+            self.settings['threshold'],
+            self.settings.get('real_below', self.settings['threshold']),
+        )
         disagree = (said >= high).any(1) & (said < low).any(1) & (low < high)
         logit = per_view.mean(1)
-        return Prediction(logit, calibrated(logit, self.settings), feats[:n], None if cam is None else self.sign*cam[:n],
-                          per_view, high, low, disagree, self.settings['fake_means'] == 'photograph',
-                          np.repeat(np.arange(len(looks)), [len(s) for s in looks]), np.float32([b or [np.nan]*4 for b in boxes]), np.array(flaws))
+        return Prediction(
+            logit,
+            calibrated(logit, self.settings),
+            feats[:n],
+            None if cam is None else self.sign * cam[:n],
+            per_view,
+            high,
+            low,
+            disagree,
+            self.settings['fake_means'] == 'photograph',
+            np.repeat(np.arange(len(looks)), [len(s) for s in looks]),
+            np.float32([b or [np.nan] * 4 for b in boxes]),
+            np.array(flaws),
+        )
 
-    def __call__(self, images)->Prediction: # a list of H × W × 3 uint8 RGB, paths or bytes; or one of them
+    def __call__(
+        self, images
+    ) -> Prediction:  # a list of H × W × 3 uint8 RGB, paths or bytes; or one of them
         "Judge a few pictures at once, face by face; an `ImageError` if one can't be read. For many, see `predict_folder`."
-        if isinstance(images, (str, Path, bytes, np.ndarray)): images = [images]
-        return self.judge([self.look(i if isinstance(i, np.ndarray) else read_rgb(i)) for i in images])
+        if isinstance(images, (str, Path, bytes, np.ndarray)):
+            images = [images]
+        return self.judge(
+            [self.look(i if isinstance(i, np.ndarray) else read_rgb(i)) for i in images]
+        )
 
 # %% ../nbs/04_tta_inference.ipynb #p04-list
-def folder_images(folder)->list: # paths, in natural order
+def folder_images(folder) -> list:  # paths, in natural order
     "The files of a folder (not its subfolders), 2 before 10; hidden files, text and tables aside."
     folder = Path(folder)
-    if folder.is_file(): return [folder]
-    if not folder.is_dir(): raise FileNotFoundError(f'{folder}: no such folder.')
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder}: no such folder.')
     skip = {'.md', '.txt', '.csv', '.json'}
-    found = sorted((f for f in folder.iterdir() if f.is_file() and f.name[0] != '.' and f.suffix.lower() not in skip), key=lambda f: natural_key(f.name))
-    if not found: raise FileNotFoundError(f'{folder}: holds no images.')
+    found = sorted(
+        (
+            f
+            for f in folder.iterdir()
+            if f.is_file() and f.name[0] != '.' and f.suffix.lower() not in skip
+        ),
+        key=lambda f: natural_key(f.name),
+    )
+    if not found:
+        raise FileNotFoundError(f'{folder}: holds no images.')
     twice = [i for i, n in Counter(file_index(f) for f in found).items() if n > 1]
     if twice:
-        raise ValueError(f'{folder}: more than one file for index {", ".join(map(str, twice[:5]))}; '
-                         'the index is the name without its ending, so it must be unique.')
+        raise ValueError(
+            f'{folder}: more than one file for index {", ".join(map(str, twice[:5]))}; '
+            'the index is the name without its ending, so it must be unique.'
+        )
     return found
 
 # %% ../nbs/04_tta_inference.ipynb #p04-predictfiles
 def predict_files(
-    predictor, # a `Predictor`
-    files, # paths
-    bs:int=None, # images a batch; None: 8 on a CPU, 64 on a GPU
-    progress:bool=False,
-): # -> (rows: one dict an image, errors: dicts of file and error); a row's `faces` holds what was said of each face
+    predictor,  # a `Predictor`
+    files,  # paths
+    bs: int = None,  # images a batch; None: 8 on a CPU, 64 on a GPU
+    progress: bool = False,
+):  # -> (rows: one dict an image, errors: dicts of file and error); a row's `faces` holds what was said of each face
     "Judge many files; unreadable ones land among the errors."
     files, rows, errors, streams = list(files), [], [], predictor.backend.streams
     gate, workers, waiting = threading.Semaphore(streams), max(streams, cpu_threads()) + 1, deque()
+
     def look(f):
-        try: return predictor.look(read_rgb(f))
-        except (ImageError, OSError) as e: return e
+        try:
+            return predictor.look(read_rgb(f))
+        except (ImageError, OSError) as e:
+            return e
+
     def work(part):
         looks = [look(f) for f in part]
         good = [(f, x) for f, x in zip(part, looks) if not isinstance(x, Exception)]
-        bad = [dict(file=f.name, error=str(x)) for f, x in zip(part, looks) if isinstance(x, Exception)]
-        with gate: said = predictor.judge([x for _, x in good]) if good else None
+        bad = [
+            dict(file=f.name, error=str(x)) for f, x in zip(part, looks) if isinstance(x, Exception)
+        ]
+        with gate:
+            said = predictor.judge([x for _, x in good]) if good else None
         return _rows([f for f, _ in good], said) if good else [], bad
-    bs = max(1, min(bs or (8 if str(predictor.device) == 'cpu' else 64), -(-len(files)//workers)))
-    with ThreadPoolExecutor(workers) as ex, tqdm(total=len(files), desc='predicting', unit='image', disable=not progress) as bar:
+
+    bs = max(1, min(bs or (8 if str(predictor.device) == 'cpu' else 64), -(-len(files) // workers)))
+    with (
+        ThreadPoolExecutor(workers) as ex,
+        tqdm(total=len(files), desc='predicting', unit='image', disable=not progress) as bar,
+    ):
         for i in range(0, len(files), bs):
-            waiting.append(ex.submit(work, files[i:i+bs]))
-            while len(waiting) > 2*workers or (waiting and i+bs >= len(files)):
+            waiting.append(ex.submit(work, files[i : i + bs]))
+            while len(waiting) > 2 * workers or (waiting and i + bs >= len(files)):
                 got, bad = waiting.popleft().result()
-                rows += got; errors += bad; bar.update(len(got)+len(bad))
+                rows += got
+                errors += bad
+                bar.update(len(got) + len(bad))
     return rows, errors
+
 
 def _rows(files, p):
     "One row an image, that of its deciding square."
-    said = [dict(label=str(l), verdict=str(v), p_fake=round(float(q), 6), confidence=round(float(c), 6), logit=round(float(z), 5), reason=str(r),
-                 box=None if np.isnan(b[0]) else [round(float(v), 1) for v in b])
-            for l, v, q, c, z, r, b in zip(p.label, p.verdict, p.p_fake, p.confidence, p.logit, p.reason, p.box)]
-    return [dict(index=file_index(f), file=f.name, path=str(f), **said[d], faces=[s for s, k in zip(said, p.image) if k == i and s['box']])
-            for i, (f, d) in enumerate(zip(files, p.deciding))]
+    said = [
+        dict(
+            label=str(l),
+            verdict=str(v),
+            p_fake=round(float(q), 6),
+            confidence=round(float(c), 6),
+            logit=round(float(z), 5),
+            reason=str(r),
+            box=None if np.isnan(b[0]) else [round(float(v), 1) for v in b],
+        )
+        for l, v, q, c, z, r, b in zip(
+            p.label, p.verdict, p.p_fake, p.confidence, p.logit, p.reason, p.box
+        )
+    ]
+    return [
+        dict(
+            index=file_index(f),
+            file=f.name,
+            path=str(f),
+            **said[d],
+            faces=[s for s, k in zip(said, p.image) if k == i and s['box']],
+        )
+        for i, (f, d) in enumerate(zip(files, p.deciding))
+    ]
 
 # %% ../nbs/04_tta_inference.ipynb #p04-write
 def _csv(rows, cols):
     b = io.StringIO()
-    w = csv.DictWriter(b, cols, lineterminator='\n', extrasaction='ignore'); w.writeheader(); w.writerows(rows)
+    w = csv.DictWriter(b, cols, lineterminator='\n', extrasaction='ignore')
+    w.writeheader()
+    w.writerows(rows)
     return b.getvalue()
+
 
 SAID = ['label', 'verdict', 'p_fake', 'confidence', 'logit', 'reason']
 BOX = ['left', 'top', 'width', 'height']
 
-def write_predictions(rows, errors, out)->Path: # the submission
+
+def write_predictions(rows, errors, out) -> Path:  # the submission
     "`submission.json`, `submission_confidence.json`, `predictions.csv`, `faces.csv`, `errors.csv` in the folder `out`."
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     sub = [dict(index=r['index'], prediction=r['label']) for r in rows]
-    faces = [dict(index=r['index'], file=r['file'], **f, **dict(zip(BOX, f['box']))) for r in rows for f in r['faces']]
-    atomic_write(out/'submission.json', json.dumps(sub, indent=1))
-    atomic_write(out/'submission_confidence.json', json.dumps([{**s, 'confidence': r['confidence']} for s, r in zip(sub, rows)], indent=1))
-    atomic_write(out/'predictions.csv', _csv([{**r, 'faces': len(r['faces'])} for r in rows], ['index', 'file', *SAID, 'faces']))
-    atomic_write(out/'faces.csv', _csv(faces, ['index', 'file', *BOX, *SAID]))
-    atomic_write(out/'errors.csv', _csv(errors, ['file', 'error']))
-    return out/'submission.json'
+    faces = [
+        dict(index=r['index'], file=r['file'], **f, **dict(zip(BOX, f['box'])))
+        for r in rows
+        for f in r['faces']
+    ]
+    atomic_write(out / 'submission.json', json.dumps(sub, indent=1))
+    atomic_write(
+        out / 'submission_confidence.json',
+        json.dumps([{**s, 'confidence': r['confidence']} for s, r in zip(sub, rows)], indent=1),
+    )
+    atomic_write(
+        out / 'predictions.csv',
+        _csv([{**r, 'faces': len(r['faces'])} for r in rows], ['index', 'file', *SAID, 'faces']),
+    )
+    atomic_write(out / 'faces.csv', _csv(faces, ['index', 'file', *BOX, *SAID]))
+    atomic_write(out / 'errors.csv', _csv(errors, ['file', 'error']))
+    return out / 'submission.json'
+
 
 def predict_folder(predictor, folder, out, bs=None, progress=False):
     "Judge a folder and write the files; returns (rows, errors)."
@@ -208,41 +346,68 @@ def predict_folder(predictor, folder, out, bs=None, progress=False):
 
 # %% ../nbs/04_tta_inference.ipynb #p04-checker
 def check_submission(
-    file, # a submission: a JSON list of {index, prediction}
-    folder, # the images it is for
-)->list: # sentences, one a problem; empty when all is well
+    file,  # a submission: a JSON list of {index, prediction}
+    folder,  # the images it is for
+) -> list:  # sentences, one a problem; empty when all is well
     "Check a submission against its folder."
-    try: rows = json.loads(Path(file).read_text(encoding='utf-8'))
-    except ValueError as e: return [f'not JSON: {e}']
-    if not isinstance(rows, list) or not all(isinstance(r, dict) and {'index', 'prediction'} <= r.keys() for r in rows):
+    try:
+        rows = json.loads(Path(file).read_text(encoding='utf-8'))
+    except ValueError as e:
+        return [f'not JSON: {e}']
+    if not isinstance(rows, list) or not all(
+        isinstance(r, dict) and {'index', 'prediction'} <= r.keys() for r in rows
+    ):
         return ['not a list of objects with index and prediction']
     want, got = {file_index(f) for f in folder_images(folder)}, Counter(r['index'] for r in rows)
-    some = lambda xs: ', '.join(map(str, sorted(xs, key=lambda x: natural_key(str(x)))[:5])) + (' …' if len(xs) > 5 else '')
+    some = lambda xs: (
+        ', '.join(map(str, sorted(xs, key=lambda x: natural_key(str(x)))[:5]))
+        + (' …' if len(xs) > 5 else '')
+    )
     out = []
-    if twice := [i for i, k in got.items() if k > 1]: out.append(f'{len(twice)} indices more than once: {some(twice)}')
-    if gone := want - got.keys(): out.append(f'{len(gone)} images without a row: {some(gone)}')
-    if extra := got.keys() - want: out.append(f'{len(extra)} rows without an image: {some(extra)}')
-    if odd := {str(r['prediction']) for r in rows} - {'real', 'fake'}: out.append(f'predictions other than real and fake: {some(odd)}')
+    if twice := [i for i, k in got.items() if k > 1]:
+        out.append(f'{len(twice)} indices more than once: {some(twice)}')
+    if gone := want - got.keys():
+        out.append(f'{len(gone)} images without a row: {some(gone)}')
+    if extra := got.keys() - want:
+        out.append(f'{len(extra)} rows without an image: {some(extra)}')
+    if odd := {str(r['prediction']) for r in rows} - {'real', 'fake'}:
+        out.append(f'predictions other than real and fake: {some(odd)}')
     sure = [r['confidence'] for r in rows if 'confidence' in r]
-    if not all(isinstance(c, (int, float)) and 0 <= c <= 1 for c in sure): out.append('confidences outside 0 to 1')
+    if not all(isinstance(c, (int, float)) and 0 <= c <= 1 for c in sure):
+        out.append('confidences outside 0 to 1')
     listed = [r['index'] for r in rows]
-    if listed == sorted(listed, key=str) and listed != sorted(listed, key=lambda x: natural_key(str(x))):
-        out.append('rows are in the order of words (1, 10, 100, 2): were the indices taken from the position in a listing?')
+    if listed == sorted(listed, key=str) and listed != sorted(
+        listed, key=lambda x: natural_key(str(x))
+    ):
+        out.append(
+            'rows are in the order of words (1, 10, 100, 2): were the indices taken from the position in a listing?'
+        )
     return out
 
 # %% ../nbs/04_tta_inference.ipynb #p04-compare
 def compare_views(
-    predictor, # its own views don't matter
-    files, # paths
-    is_fake, # N, in the world's sense
-    sets=('single', 'flip', 'rot90', 'rot180', 'vflip', 'transpose', 'seed', 'turns'), # what `get_views` takes
-    rounds:int=2000, # bootstrap
-): # list of dicts: views, n, accuracy, AUROC, and the gain in accuracy over the plain picture, each with its 95 % interval
+    predictor,  # its own views don't matter
+    files,  # paths
+    is_fake,  # N, in the world's sense
+    sets=(
+        'single',
+        'flip',
+        'rot90',
+        'rot180',
+        'vflip',
+        'transpose',
+        'seed',
+        'turns',
+    ),  # what `get_views` takes
+    rounds: int = 2000,  # bootstrap
+):  # list of dicts: views, n, accuracy, AUROC, and the gain in accuracy over the plain picture, each with its 95 % interval
     "Accuracy (Wilson), AUROC (Newcombe) and paired gain (bootstrap over images) of sets of views."
     from face_future.audit import score
+
     y, keep = np.asarray(is_fake, bool), predictor.views
     predictor.views, per = tuple(VIEWS), []
-    for i in range(0, len(files), 16): per.append(predictor(files[i:i+16]).view_logits)
+    for i in range(0, len(files), 16):
+        per.append(predictor(files[i : i + 16]).view_logits)
     predictor.views, per = keep, dict(zip(VIEWS, np.concatenate(per).T))
     pick, out = np.random.default_rng(0).integers(0, len(y), (rounds, len(y))), []
     plain = (per['identity'] > 0) == y
