@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt, pandas as pd
 from fastcore.basics import patch
-from PIL import Image
 
+from .data import ImageError, read_rgb
 from .files import atomic_write
 from .groups import duplicates, near_pairs, scan
 from .labels import CLASSES, Labels, list_images
-from .shortcuts import COLOURS, look, new_axes, score, shortcuts
+from .shortcuts import COLOURS, look, new_axes, shortcuts
 
 # %% ../nbs/00b_audit.ipynb #aud-finding
 def finding(check:str, severity:str, items, detail:str) -> dict:
@@ -187,7 +187,7 @@ def picture_grid(items, columns:int=8):
     for ax in axes.flat: ax.set_axis_off()
     for ax,(file,caption) in zip(axes.flat, items):
         ax.set_title(caption, fontsize=8)
-        with suppress(OSError): ax.imshow(Image.open(file).convert('RGB'), interpolation='nearest')
+        with suppress(ImageError, OSError): ax.imshow(read_rgb(file), interpolation='nearest')
     return axes[0, 0].figure
 
 def captioned(labels:Labels, paths) -> list[tuple]:

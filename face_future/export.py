@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['trace', 'tensor_places', 'point_into', 'ExportError', 'example_inputs', 'largest_gap', 'export_onnx',
-           'held_out_squares', 'auroc_change', 'gate', 'note_precision', 'quantise']
+           'held_out_squares', 'gate', 'note_precision', 'quantise']
 
 # %% ../nbs/08_export.ipynb #e08-imports
 import io, json, logging, os, shutil, struct, time, warnings
@@ -16,6 +16,7 @@ import face_future
 from .files import atomic_write
 from .data import Preprocess, read_rgb
 from .settings import WeightsError, complete, find_weights, onnx_notes, read_settings
+from .metrics import auroc_change
 from .model import forward_all, load_weights, save_weights
 from .backends import BackendMissing, Onnx, OpenVino
 
@@ -128,16 +129,6 @@ def held_out_squares(graph, labels_file, n=60, split='valid', seed=0): # -> (N Ã
     sure = np.array([not reason for *_, reason in looks])
     if not len(set(fake[sure])) == 2: raise ExportError(f'{Path(labels_file).name}: its {split} images do not show both classes.')
     return np.stack([x for x, *_ in looks])[sure], fake[sure]
-
-def auroc_change(fake, before, after, rounds=1000, seed=0)->tuple: # AUROC before, after, the change's 95 % interval
-    "Paired bootstrap over images, of N truths and logits."
-    from scipy.stats import rankdata
-    def auc(y, z): return (rankdata(z)[y].mean() - (y.sum()+1)/2)/(~y).sum()
-    rng, changes = np.random.default_rng(seed), []
-    for _ in range(rounds):
-        k = rng.integers(0, len(fake), len(fake))
-        if 0 < fake[k].sum() < len(k): changes.append(auc(fake[k], after[k]) - auc(fake[k], before[k]))
-    return auc(fake, before), auc(fake, after), *np.percentile(changes, [2.5, 97.5])
 
 # %% ../nbs/08_export.ipynb #e08-gatefn2
 def gate(

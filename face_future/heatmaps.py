@@ -115,7 +115,7 @@ def deletion_summary(
     zero:float=0., # the logit at which the verdict turns: above it the hottest square speaks for the verdict, below it the coldest
 )->list: # dicts: what, n, mean, lo, hi
     "Means, paired differences, and differences in the size of the change, with 95 % intervals (bootstrap over groups)."
-    from face_future.tsne import mean_interval
+    from face_future.metrics import mean_interval
     hot, cold, rand = check['hottest'], check['coldest'], check['random']
     size = lambda v: np.abs(v) - np.abs(rand).mean(1)
     what = {'fall without the hottest': hot, 'fall without a random one': rand.mean(1), 'fall without the coldest': cold,

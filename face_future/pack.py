@@ -14,7 +14,7 @@ from .calibrate import choose
 from .evaluate import by_source, report, score_images
 from .model import save_weights
 from .settings import calibrated
-from .shortcuts import score
+from .metrics import score
 from .tta_inference import DOUBTS, Predictor
 
 # %% ../nbs/07e_pack.ipynb #k07e-half

@@ -10,11 +10,10 @@ import io
 from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from PIL import Image
-from scipy.stats import binomtest
 from .data import read_rgb
 from .evaluate import pairs
 from .files import atomic_write
-from .metrics import auroc_interval
+from .metrics import auroc_interval, wilson
 
 # %% ../nbs/07c_robustness.ipynb #r07c-damage
 def _saved(rgb, format, quality):
@@ -62,7 +61,7 @@ def robustness(
     return pd.DataFrame(out)
 
 def _figures(fake, p, verdict):
-    share = lambda k, hits: (k, float(hits.mean()), *map(float, binomtest(int(hits.sum()), len(hits)).proportion_ci(method='wilson')))
+    def share(name, hits): return name, *wilson(hits)
     return [('auroc', *map(float, auroc_interval(fake, p))), share('recall', verdict[fake] == 'fake'),
             share('false_alarms', verdict[~fake] == 'fake'), share('unsure', verdict == 'unsure')]
 

@@ -18,7 +18,6 @@ from fastai.basics import *
 from fastai.callback.all import *
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import AccumMetric, accuracy
-from sklearn.metrics import roc_auc_score
 import face_future
 from .augment import FaceSet, balanced_order, face_augmentations
 from .calibrate import fit_temperature
@@ -27,8 +26,8 @@ from .data import ImageSet, Preprocess, augmentations, check_images
 from .faces import DETECTOR, find_faces
 from .files import atomic_write
 from .labels import Labels, split_labels
+from .metrics import auroc as area, auroc_error, score
 from .model import create_model, load_weights, save_weights, split_params
-from .shortcuts import score
 
 # %% ../nbs/03_train.ipynb #t03-recipeclass
 @dataclass

@@ -238,8 +238,8 @@ def compare_views(
     sets=('single', 'flip', 'rot90', 'rot180', 'vflip', 'transpose', 'seed', 'turns'), # what `get_views` takes
     rounds:int=2000, # bootstrap
 ): # list of dicts: views, n, accuracy, AUROC, and the gain in accuracy over the plain picture, each with its 95 % interval
-    "Accuracy (Wilson), AUROC (Newcombe) and paired gain (bootstrap over images) of sets of views."
-    from face_future.audit import score
+    "Accuracy (Wilson), AUROC (DeLong) and paired gain (bootstrap over images) of sets of views."
+    from face_future.metrics import score
     y, keep = np.asarray(is_fake, bool), predictor.views
     predictor.views, per = tuple(VIEWS), []
     for i in range(0, len(files), 16): per.append(predictor(files[i:i+16]).view_logits)
