@@ -84,7 +84,7 @@ def model(request:Request)->dict:
     "Name, checksum, threshold, convention, preprocessing, card, and the limits of this service."
     service = service_of(request)
     s, limits = service.predictor.settings, service.settings
-    keep = {k: s[k] for k in ('name', 'sha256', 'arch', 'about', 'preprocess', 'threshold', 'real_below', 'promise', 'calibration', 'temperature', 'classes', 'fake_means', 'card', 'metrics') if k in s}
+    keep = {k: s[k] for k in ('name', 'sha256', 'arch', 'about', 'preprocess', 'threshold', 'real_below', 'promise', 'calibration', 'temperature', 'classes', 'fake_means', 'card', 'evaluation') if k in s}
     return dict(**keep, convention=SAYS[s['fake_means']], views=list(service.predictor.views), version=__version__,
                 limits={k: getattr(limits, k) for k in ('max_body_mb', 'max_pixels', 'max_files', 'max_faces', 'timeout')})
 

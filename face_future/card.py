@@ -11,14 +11,25 @@ from .files import atomic_write
 
 # %% ../nbs/07d_card.ipynb #k07d-render
 SHOWN = dict(auroc='AUROC', average_precision='average precision', eer='EER', tpr_at_1='TPR at 1 % FPR', tpr_at_5='TPR at 5 % FPR', recall='fakes called fake',
-             false_alarms='photographs called fake', balanced_accuracy='balanced accuracy', brier='Brier score', ece='ECE')
+             false_alarms='photographs called fake', balanced_accuracy='balanced accuracy', accuracy='accuracy', brier='Brier score', ece='ECE')
 
 def _figures(rows):
-    "A markdown table, metrics down and pairs across, of `evaluation` as a weights file keeps it."
-    pairs, cell = list(dict.fromkeys(r['pair'] for r in rows)), {(r['pair'], r['metric']): f"{r['value']:.3f} [{r['lo']:.3f}, {r['hi']:.3f}]" for r in rows}
-    count = {r['pair']: f"{r['n_fake']} fakes, {r['n_real']} photographs" for r in rows}
-    lines = ['| | ' + ' | '.join(f'{p}<br>{count[p]}' for p in pairs) + ' |', '|---|' + '---|'*len(pairs)]
-    return '\n'.join(lines + [f'| {name} | ' + ' | '.join(cell.get((p, k), '') for p in pairs) + ' |' for k, name in SHOWN.items()])
+    "A markdown table, metrics down and pairs across, of the rows that a weights file keeps."
+    def counts(r): return f"<br>{r['n_fake']} fakes, {r['n_real']} photographs" if 'n_fake' in r else ''
+    def figure(r): return f"{r['value']:.3f}" + (f" [{r['lo']:.3f}, {r['hi']:.3f}]" if r['lo'] is not None else '')
+    heads = {r['pair']: r['pair'] + counts(r) for r in rows}
+    cell = {(r['pair'], r['metric']): figure(r) for r in rows}
+    shown = [k for k in SHOWN if any((pair, k) in cell for pair in heads)]
+    lines = ['| | ' + ' | '.join(heads.values()) + ' |', '|---|' + '---|'*len(heads)]
+    return '\n'.join(lines + [f'| {SHOWN[k]} | ' + ' | '.join(cell.get((pair, k), '') for pair in heads) + ' |' for k in shown])
+
+def _measured(evaluation):
+    "The section of figures: on what they were measured, how, and the table."
+    how = sorted({r['how'] for r in evaluation['figures'] if r.get('how')})
+    text = f"On {evaluation['images']:,} held-out images without a flaw ({evaluation['unsure']} more had one), with 95 % intervals"
+    text += f" ({', '.join(how)})." if how else '; groups of images of one person are drawn together.'
+    if 'measured_on' in evaluation: text += f" Measured on {evaluation['measured_on']}."
+    return f'## Figures\n\n{text}\n\n' + _figures(evaluation['figures'])
 
 def _promises(s):
     "What threshold and band promise, in a sentence each."
@@ -40,7 +51,7 @@ def render_card(settings)->str: # of a weights file, as `load_weights` gives the
     for key, title in dict(convention='What the words mean', use='Intended use', data='Data', start='Where training started', limits='Limits', licence='Licence').items():
         if key in c: parts.append(f'## {title}\n\n{c[key]}')
     parts.append('## Promises\n\n' + '\n'.join(f'- {p}' for p in _promises(s)))
-    if s.get('evaluation'): parts.append('## Figures\n\nOn held-out images without a flaw, with 95 % intervals; groups of images of one person are drawn together.\n\n' + _figures(s['evaluation']))
+    if s.get('evaluation'): parts.append(_measured(s['evaluation']))
     return '\n\n'.join(parts) + '\n'
 
 def write_card(settings, file):

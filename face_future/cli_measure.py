@@ -10,7 +10,7 @@ import json, sys
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 import typer
-from .cli_base import Weights, command, console
+from .cli_base import Root, Weights, command, console
 from rich.table import Table
 
 # %% ../nbs/10d_cli_measure.ipynb #c10d-compare
@@ -30,9 +30,10 @@ def compare_with(other, table, threshold, name, labels, split, out):
 def evaluate(
     labels_file: Annotated[Path, typer.Argument(help='A train_labels.json.')],
     weights: Weights = None,
+    root: Root = None,
     scores: Annotated[Optional[Path], typer.Option(help='Judge this table (CSV: path, score, maybe verdict) instead of weights.')] = None,
     against: Annotated[Optional[Path], typer.Option(help='A second detector to compare with: a table of scores, or a weights file.')] = None,
-    split: Annotated[str, typer.Option(help='valid, train, or all.')] = 'valid',
+    split: Annotated[Literal['valid', 'train', 'all'], typer.Option(help='valid, train, or all.')] = 'valid',
     threshold: Annotated[Optional[float], typer.Option(help='Fake from here on; default: the weights\' own, .5 for a table.')] = None,
     rounds: Annotated[int, typer.Option(help='Of the bootstrap.')] = 1000,
     robust: Annotated[int, typer.Option(help='Also judge so many images of each source and class under every damage.')] = 0,
@@ -46,7 +47,7 @@ def evaluate(
     from face_future.evaluate import get_scores, write_report
     from face_future.labels import Labels
     if scores and weights: raise ValueError('Give --weights or --scores, not both: the other one goes to --against.')
-    labels, split, progress = Labels.load(labels_file), '' if split == 'all' else split, sys.stderr.isatty()
+    labels, split, progress = Labels.load(labels_file, root), split, sys.stderr.isatty()
     table, its, name = get_scores(scores or weights, labels, split, progress)
     its = its if threshold is None else threshold
     report, _ = write_report(table, its, out, rounds)
@@ -86,6 +87,7 @@ def card(
 def tsne(
     labels_file: Annotated[Path, typer.Argument(help='train_labels.json; its held-out images are shown.')],
     weights: Weights = None,
+    root: Root = None,
     out: Annotated[Path, typer.Option(help='Folder for the maps, the page and the figures.')] = Path('tsne'),
     n: Annotated[int, typer.Option(help='Pictures, evenly over the classes of each source.')] = 1500,
     split: Annotated[Literal['valid', 'train'], typer.Option(help='train shows what was learnt by heart, and flatters.')] = 'valid',
@@ -105,7 +107,7 @@ def tsne(
     try: perplexities = [float(p) for p in perplexity.split(',')]
     except ValueError: raise ValueError(f'--perplexity {perplexity}: give numbers with commas, as in 5,30,100.') from None
     predictor = Predictor(weights, whole_image=whole_image)
-    seen = see(predictor, Labels.load(labels_file), n, split, seed, progress=sys.stderr.isatty())
+    seen = see(predictor, Labels.load(labels_file, root), n, split, seed, progress=sys.stderr.isatty())
     table = Table('told apart', 'in', '15-NN accuracy (95 %)', 'silhouette', 'trustworthiness')
     for r in write_map(seen, out, perplexities, seed, turning_point(predictor.settings)).itertuples():
         table.add_row('class' if r.of == 'truth' else r.of, r.space, f'{r.knn:.3f} ({r.knn_lo:.3f} to {r.knn_hi:.3f}), chance {r.chance:.2f}', f'{r.silhouette:.2f}', f'{r.trust:.2f}')

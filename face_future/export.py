@@ -121,11 +121,8 @@ def held_out_squares(graph, labels_file, n=60, split='valid', seed=0): # -> (N Ã
     "Network inputs from up to `n` pictures of each source and class: the largest face of each that may be judged."
     from face_future.labels import Labels
     from face_future.tta_inference import Predictor
-    labels, looker = Labels.load(labels_file), Predictor(graph, backend='onnx', device='cpu')
-    rows = labels.rows[labels.rows.split == split]
-    some = rows.groupby(['source', 'prediction']).sample(frac=1, random_state=seed).groupby(['source', 'prediction']).head(n)
-    looks = [looker.look(read_rgb(labels.root/p))[0] for p in some.path]
-    fake = (some.prediction == 'fake').to_numpy() != (labels.fake_means == 'photograph')
+    some, looker = Labels.load(labels_file).part(split).sample(n, seed), Predictor(graph, backend='onnx', device='cpu')
+    looks, fake = [looker.look(read_rgb(f))[0] for f in some.files], some.is_fake
     sure = np.array([not reason for *_, reason in looks])
     if not len(set(fake[sure])) == 2: raise ExportError(f'{Path(labels_file).name}: its {split} images do not show both classes.')
     return np.stack([x for x, *_ in looks])[sure], fake[sure]

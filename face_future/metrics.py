@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THRESHOLDED', 'RANKED', 'PROBABILISTIC', 'METRICS', 'auroc', 'delong', 'auroc_error', 'auroc_interval', 'curve',
            'ece', 'metrics', 'units', 'wilson', 'bootstrap', 'intervals', 'score', 'mean_interval', 'auroc_change',
-           'compare']
+           'pairs', 'alone', 'report', 'evaluation', 'compare']
 
 # %% ../nbs/07a_metrics.ipynb #e07a-imports
 import numpy as np, pandas as pd
@@ -97,7 +97,7 @@ def metrics(
         at = lambda x: tpr[np.searchsorted(fpr, x+1e-12, side='right')-1]
         ranked = dict(auroc=np.trapezoid(tpr, fpr), average_precision=np.nansum(np.diff(tpr)*precision), eer=_eer(tpr, fpr), tpr_at_1=at(.01), tpr_at_5=at(.05))
     if not 0 < w@y < w.sum(): ranked = dict.fromkeys(ranked, np.nan)
-    proper = dict(brier=w@(score-y)**2/w.sum(), ece=ece(y, score, w)) if 0 <= score.min() and score.max() <= 1 else dict(brier=np.nan, ece=np.nan)
+    proper = dict(brier=w@(score-y)**2/w.sum(), ece=ece(y, score, w)) if len(score) and 0 <= score.min() and score.max() <= 1 else dict(brier=np.nan, ece=np.nan)
     return {**ranked, 'accuracy': hit, 'balanced_accuracy': (recall+1-alarms)/2, 'recall': recall, 'false_alarms': alarms, **proper}
 
 # %% ../nbs/07a_metrics.ipynb #e07-bootfn
@@ -169,6 +169,47 @@ def auroc_change(y, before, after, rounds:int=1000, seed:int=0)->tuple: # AUROC 
         k = rng.integers(0, len(y), len(y))
         if 0 < y[k].sum() < len(k): changes.append(auroc(y[k], after[k]) - auroc(y[k], before[k]))
     return auroc(y, before), auroc(y, after), *np.percentile(changes, [2.5, 97.5])
+
+# %% ../nbs/07a_metrics.ipynb #e07-reportfn
+def pairs(source, fake)->list: # of (name, mask N)
+    "What is compared: each source with both classes, else each of fakes with each of photographs; and `pooled`."
+    source, fake = np.asarray(source), np.asarray(fake, bool)
+    has = lambda s, f: ((source == s) & (fake == f)).any()
+    names = sorted(set(source)); both = [s for s in names if has(s, True) and has(s, False)]
+    out = [(s or 'all', source == s) for s in both]                        # where nobody named a source
+    out += [(f'{s}, {r}', np.isin(source, [s, r])) for s in names for r in names if s not in both and r not in both and has(s, True) and has(r, False)]
+    return ([('pooled', np.ones(len(fake), bool))] if len(out) != 1 else []) + out
+
+def alone(source, fake)->list: # of (name, mask N)
+    "Sources of one class that `pairs` compares with none, because there is no source of the other class alone."
+    source, compared = np.asarray(source), [mask for name, mask in pairs(source, fake) if name != 'pooled']
+    left = ~np.any(compared, axis=0) if compared else np.ones(len(source), bool)
+    names = sorted(set(source[left]))
+    return [(s or 'all', source == s) for s in names] if compared or len(names) > 1 else []
+
+def report(table, threshold:float, rounds:int=1000)->pd.DataFrame:
+    "A row for each pair and metric: pair, n_fake, n_real, metric, value, lo, hi, how. `table`: score (nan: none), fake (bool), source, maybe group."
+    out, ok = [], table[table.score.notna()]
+    if not len(ok): raise ValueError('None of the images has a score: there is nothing to measure.')
+    for name, mask in pairs(ok.source, ok.fake) + alone(ok.source, ok.fake):
+        t = ok[mask]
+        group = t.group if 'group' in t else None
+        counts = dict(n_fake=int(t.fake.sum()), n_real=int((~t.fake).sum()))
+        out.append(intervals(t.fake, t.score, threshold, group, rounds).assign(pair=name, **counts))
+    return pd.concat(out)[['pair', 'n_fake', 'n_real', 'metric', 'value', 'lo', 'hi', 'how']].reset_index(drop=True)
+
+def evaluation(
+    table, # as for `report`
+    threshold:float, # at or above it: fake
+    views:str, # names of the views that were averaged, with commas
+    unsure:int=0, # images that were not counted, for a flaw of the picture
+    rounds:int=1000, # of the bootstrap
+)->dict: # images, unsure, views, figures: a list of rows of `report`, without those that have no value
+    "What a weights file keeps of a measurement."
+    figures = report(table, threshold, rounds)
+    rows = figures[figures.value.notna()].astype(object).where(figures.notna(), None).to_dict('records')
+    plain = [{k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+    return dict(images=int(table.score.notna().sum()), unsure=unsure, views=views, figures=plain)
 
 # %% ../nbs/07a_metrics.ipynb #e07-compare
 def compare(y, first, second, thresholds=(.5, .5), names=('the first', 'the second'))->dict:

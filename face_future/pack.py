@@ -11,10 +11,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 from .calibrate import choose
-from .evaluate import by_source, report, score_images
+from .evaluate import score_images
+from .metrics import evaluation
 from .model import save_weights
 from .settings import calibrated
-from .metrics import score
 from .tta_inference import DOUBTS, Predictor
 
 # %% ../nbs/07e_pack.ipynb #k07e-half
@@ -34,9 +34,7 @@ def held_out_settings(predictor, labels, max_fpr=None, max_miss=None, photo_sour
     t = every[every.logit.notna() & every.reason.isin(['', *DOUBTS])]
     chosen = choose(t.logit, t.fake, t.source, t.group, max_fpr, max_miss, photo_sources)
     t = t.assign(score=calibrated(t.logit, chosen))
-    figures = report(t, chosen['threshold']).drop(columns='how').round(4)
-    metrics = {'views': ','.join(predictor.views), **score(t.fake, t.logit), 'unsure': len(every)-len(t), **by_source(t.source, t.fake, t.score, chosen['threshold'])}
-    return dict(**chosen, evaluation=json.loads(figures.to_json(orient='records')), metrics=metrics)
+    return dict(**chosen, evaluation=evaluation(t, chosen['threshold'], ','.join(predictor.views), unsure=len(every)-len(t)))
 
 # %% ../nbs/07e_pack.ipynb #k07e-pack
 def pack(

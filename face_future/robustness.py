@@ -11,9 +11,8 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from PIL import Image
 from .data import read_rgb
-from .evaluate import pairs
 from .files import atomic_write
-from .metrics import auroc_interval, wilson
+from .metrics import auroc_interval, pairs, wilson
 
 # %% ../nbs/07c_robustness.ipynb #r07c-damage
 def _saved(rgb, format, quality):
@@ -81,10 +80,8 @@ def draw_matrix(table, metric='auroc', ax=None):
 # %% ../nbs/07c_robustness.ipynb #r07c-writefn
 def write_robustness(predictor, labels, out, n:int, split:str='valid')->int: # how many images
     "`robustness.csv` and `robustness.png` in the folder `out`, on n images of each source and class of `labels`."
-    rows, files = labels.rows[[not split or s == split for s in labels.rows.split]], labels.files
-    some = rows.sample(frac=1, random_state=0).groupby(['source', 'prediction']).head(n)
-    fake = (some.prediction == 'fake') != (labels.fake_means == 'photograph')
-    table, b = robustness(predictor, [files[i] for i in some.index], some.source, fake), io.BytesIO()
+    some, b = labels.part(split).sample(n), io.BytesIO()
+    table = robustness(predictor, some.files, some.rows.source, some.is_fake)
     fig = draw_matrix(table).figure; fig.savefig(b, format='png', bbox_inches='tight')
     import matplotlib.pyplot as plt; plt.close(fig)
     atomic_write(Path(out)/'robustness.csv', table.to_csv(index=False, float_format='%.4f'))
