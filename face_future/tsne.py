@@ -19,16 +19,15 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from tqdm import tqdm
 from .metrics import mean_interval
-from .labels import LabelError, atomic_write
+from .labels import LabelError, atomic_write, draw_evenly
 from .data import ImageError, read_rgb
 
 # %% ../nbs/05_tsne.ipynb #t05-pick
 def pick(labels, n=1500, split='valid', seed=0)->list: # row numbers, at most `n`
     "Rows of a split, evenly over the classes of each source; a `LabelError` if the split is empty."
-    rows = labels.rows[labels.rows.split == split].sample(frac=1, random_state=seed)
+    rows = labels.rows[labels.rows.split == split]
     if not len(rows): raise LabelError(f'no image is in the split {split!r}: hold some out first (face_future labels --valid-pct .2).')
-    turn = rows.groupby(['source', 'prediction']).cumcount()
-    return sorted(turn.sort_values(kind='stable').index[:n])
+    return sorted(draw_evenly(rows, n, ['source', 'prediction'], seed))
 
 # %% ../nbs/05_tsne.ipynb #t05-seen
 @dataclass
