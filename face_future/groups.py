@@ -63,9 +63,13 @@ def _candidates(a, b, first, second) -> tuple:
     middle = y.mean(0)
     axes = np.linalg.eigh((y-middle).T @ (y-middle))[1][:, -AXES:]
     k = min(CLOSEST + (a is b), len(second))
-    distance, found = cKDTree((y-middle) @ axes).query((x-middle) @ axes, k=range(1, k+1), distance_upper_bound=NEAR*192**.5 + .1)
+    limit = NEAR*192**.5 + .1
+    distance, found = cKDTree((y-middle) @ axes).query((x-middle) @ axes, k=range(1, k+1), distance_upper_bound=limit)
     mine, rank = np.nonzero(np.isfinite(distance))
-    return first[mine], second[found[mine, rank]]
+    other = found[mine, rank]
+    blocks = np.array_split(np.arange(len(mine)), len(mine)//100_000 + 1)       # 80 MB at once
+    near = np.concatenate([np.linalg.norm(x[mine[b]] - y[other[b]], axis=1) <= limit for b in blocks])
+    return first[mine[near]], second[other[near]]
 
 # %% ../nbs/00d_groups.ipynb #lab-dups
 def duplicates(images:pd.DataFrame) -> pd.DataFrame:
