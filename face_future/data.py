@@ -228,7 +228,7 @@ def _decode(im, notes):
     turn = _turn(im, notes)
     profile = notes.get('icc') or im.info.get('icc_profile')
     im.getexif = Image.Exif  # Pillow turns a TIFF by itself and stumbles over its EXIF; here this is done already
-    if im.mode == 'P' and isinstance(getattr(im.palette, 'palette', None), list):
+    if im.mode == 'P' and isinstance(getattr(im.palette, 'palette', None), (list, tuple)):
         im.palette.palette = [min(255, max(0, v)) for v in im.palette.palette]
     im.load()
     rgb = _to_rgb(im, profile)
