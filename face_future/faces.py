@@ -7,7 +7,7 @@ __all__ = ['REASONS', 'SMALLEST', 'TILE', 'OVERLAP', 'DETECTOR', 'WEIGHTS', 'LIM
            'added', 'tiles', 'FaceFinder', 'quality', 'quality_reason', 'cache_file', 'find_faces']
 
 # %% ../nbs/01b_faces.ipynb #f01-imports
-import json, logging, os, threading
+import json, logging, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files as package_files
@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2, numpy as np
 from tqdm import tqdm
 from .data import ImageError, face_square, read_rgb
-from .files import file_key
+from .files import cache_folder, file_key
 
 # %% ../nbs/01b_faces.ipynb #f01-faceclass
 @dataclass(frozen=True)
@@ -202,12 +202,8 @@ log = logging.getLogger('face_future')
 
 def cache_file()->Path:
     "Where found faces are remembered; None where there is no place for it (no home folder, no `FACE_FUTURE_CACHE`)."
-    folder = os.environ.get('FACE_FUTURE_CACHE')
-    try:
-        folder = Path(folder) if folder else Path.home()/'.cache'/'face_future'
-    except RuntimeError:  # a user whom the system doesn't know
-        return None
-    return folder/f'faces_{DETECTOR}_2.jsonl'
+    folder = cache_folder()
+    return folder and folder/f'faces_{DETECTOR}_2.jsonl'
 
 def _remembered(cache):
     "What earlier searches found: key -> list of `Face`. A last line that was cut off is left out."

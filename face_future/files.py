@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'NO_PICTURES', 'ASIDE', 'natural_key', 'printable', 'file_index', 'file_indices', 'begins_like_a_picture',
-           'Listing', 'list_pictures', 'atomic_write', 'write_set', 'check_writable', 'sha256', 'file_key']
+           'Listing', 'list_pictures', 'atomic_write', 'write_set', 'check_writable', 'sha256', 'file_key',
+           'cache_folder']
 
 # %% ../nbs/00a_files.ipynb #fil-imports
 import hashlib, os, re, stat, uuid
@@ -192,3 +193,13 @@ def file_key(file)->str:
         return f'{Path(file).resolve()}|{s.st_size}|{s.st_mtime_ns}'
     except (OSError, RuntimeError):  # gone, not for us, or a link that leads to itself
         return ''
+
+# %% ../nbs/00a_files.ipynb #fil-cache
+def cache_folder()->Path:
+    "`FACE_FUTURE_CACHE`, or `.cache/face_future` in the home folder; None where neither is known. It need not exist, nor be writable."
+    folder = os.environ.get('FACE_FUTURE_CACHE')
+    if folder: return Path(folder)
+    try:
+        return Path.home()/'.cache'/'face_future'
+    except RuntimeError:  # a user whom the system doesn't know
+        return None

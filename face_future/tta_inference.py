@@ -203,7 +203,9 @@ def predict_files(
                     errors += bad
                     bar.update(len(got)+len(bad))
         except BaseException:
-            ex.shutdown(cancel_futures=True) # Ctrl-C: what is at work ends, what waits is dropped
+            ex.shutdown(cancel_futures=True) # Ctrl-C: what is at work ends and is kept, what waits is dropped
+            ended = [w.result()[0] for w in waiting if not w.cancelled() and w.exception() is None]
+            if keep: keep(sum(ended, []))
             raise
     return [{**rows[f], 'index': indices[f], 'file': printable(f.name), 'path': str(f)} for f in files if f in rows], errors
 
@@ -288,8 +290,12 @@ class Journal:
     def add(self, rows):
         "Keep some more rows."
         lines = [json.dumps([file_key(r['path']), r]) + '\n' for r in rows]
-        with self.file.open('a', encoding='utf-8') as f:
-            f.write('\n' + ''.join(lines)) # a kill may have left half a line
+        try:
+            with self.file.open('a', encoding='utf-8') as f:
+                f.write('\n' + ''.join(lines)) # a kill may have left half a line
+        except OSError as e:
+            raise OSError(f'{printable(self.file.parent)}: {e.strerror}; what was judged until then is kept there, '
+                          'and the same command goes on with it.') from None
 
     def done(self): self.file.unlink(missing_ok=True)
 
