@@ -11,7 +11,7 @@ import json, os, platform, shutil, threading
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
-from .files import atomic_write
+from .files import atomic_write, cache_folder
 from .settings import WeightsError, complete, onnx_notes, read_settings
 
 # %% ../nbs/04b_backends.ipynb #b04b-findgraph
@@ -117,7 +117,10 @@ class OpenVino:
 # %% ../nbs/04b_backends.ipynb #b04b-fastest
 BACKENDS = ('openvino-bf16', 'openvino', 'onnx', 'torch') # fastest first, by our own measurement
 
-def _fastest_file(): return Path(os.environ.get('FACE_FUTURE_CACHE', Path.home()/'.cache'/'face_future'))/'fastest.json'
+def _fastest_file():
+    "Where the order is remembered; None where there is no place for it."
+    folder = cache_folder()
+    return folder and folder/'fastest.json'
 
 def cpu_name()->str:
     "The processor, as people call it."
@@ -128,12 +131,15 @@ def _here(): return {'cpu': cpu_name(), 'libraries': [m for m in ('openvino', 'o
 
 def keep_order(order):
     "Remember the order of backends, fastest first, that was measured on this machine."
-    atomic_write(_fastest_file(), json.dumps({**_here(), 'order': list(order)}))
+    if file := _fastest_file():
+        atomic_write(file, json.dumps({**_here(), 'order': list(order)}))
 
 def known_order()->tuple:
     "The order measured on this machine with what is installed now, or else `BACKENDS`."
-    try: got = json.loads(_fastest_file().read_text(encoding='utf-8'))
-    except (OSError, ValueError): return BACKENDS
+    try:
+        got = json.loads(_fastest_file().read_text(encoding='utf-8'))
+        got['order'] = list(got['order'])
+    except (OSError, ValueError, AttributeError, TypeError, KeyError): return BACKENDS  # none, no place for one, or damaged
     return tuple(b for b in got['order'] if b in BACKENDS) if _here().items() <= got.items() else BACKENDS
 
 # %% ../nbs/04b_backends.ipynb #b04b-make

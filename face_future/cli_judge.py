@@ -35,26 +35,42 @@ def predict(
     device: Annotated[Optional[str], typer.Option(help='cpu or cuda; default: a GPU if there is one.')] = None,
     backend: Backend = None,
     whole_image: Annotated[bool, typer.Option('--whole-image', help='For pictures that are no faces: judge the centre square.')] = False,
+    recursive: Annotated[bool, typer.Option('--recursive', help='Sub folders too; the index is then the path from FOLDER.')] = False,
+    max_faces: Annotated[int, typer.Option(min=1, help='Faces judged in a picture, the largest first. A picture with more is never called real.')] = 100,
 ):
     """Judge a folder of images; writes submission.json, submission_confidence.json, predictions.csv, faces.csv, errors.csv.
 
     Example: face_future predict data/sample --out predictions
 
-    Ends with status 1 if an image could not be read; the others are predicted all the same.
+    Ends with status 1 if an image could not be read; the others are predicted all the same. Stopped, it keeps what was judged, and the
+    same command goes on from there.
     """
     from face_future.backends import cpu_threads
-    from face_future.tta_inference import Predictor, folder_images, predict_folder
-    many = len(folder_images(folder)) >= 8*cpu_threads() # then an image a core, else all cores on one
-    predictor = Predictor(weights, views=views, device=device, whole_image=whole_image, backend=backend, streams=cpu_threads() if many else 1)
+    from face_future.files import check_writable, list_pictures, printable
+    from face_future.tta_inference import RESULTS, Journal, Predictor, folder_images, predict_folder
+    files = folder_images(folder, recursive)
+    check_writable(out, RESULTS)
+    if passed_over := list_pictures(folder, recursive).said(): typer.echo(f'passed over: {passed_over}')
+    many = len(files) >= 8*cpu_threads() # then an image a core, else all cores on one
+    predictor = Predictor(weights, views=views, device=device, whole_image=whole_image, backend=backend,
+                          streams=cpu_threads() if many else 1, max_faces=max_faces)
     for line in about(predictor.settings): typer.echo(line)
-    rows, errors = predict_folder(predictor, folder, out, bs, progress=sys.stderr.isatty())
+    if earlier := len(Journal(out, predictor).rows(files)): typer.echo(f'{earlier} images were judged before this was stopped; going on')
+    try:
+        rows, errors = predict_folder(predictor, folder, out, bs, progress=sys.stderr.isatty(), recursive=recursive)
+    except KeyboardInterrupt:
+        kept = len(Journal(out, predictor).rows(files))
+        typer.secho(f'stopped: {kept} of {len(files)} images are judged and kept in {printable(out)}; the same command goes on from there', err=True)
+        raise typer.Exit(130)
     table = Table('index', 'verdict', 'p_fake', 'label', 'faces', 'reason')
     for r in rows[:20]: table.add_row(str(r['index']), r['verdict'], f"{r['p_fake']:.3f}", r['label'], str(len(r['faces'])), r['reason'])
     console.print(table)
-    if len(rows) > 20: typer.echo(f'… and {len(rows)-20} more in {out/"predictions.csv"}')
+    if len(rows) > 20: typer.echo(f'… and {len(rows)-20} more in {printable(out/"predictions.csv")}')
     unsure = sum(r['verdict'] == 'unsure' for r in rows)
-    typer.echo(f'{len(rows)} images judged, {unsure} of them unsure, {len(errors)} could not be read; wrote {out/"submission.json"} and {out/"submission_confidence.json"}')
+    written = ' and '.join(printable(out/f) for f in RESULTS[:2])
+    typer.echo(f'{len(rows)} images judged, {unsure} of them unsure, {len(errors)} could not be read; wrote {written}')
     for e in errors[:5]: typer.secho(f'error: {e["error"]}', fg='red', err=True)
+    if len(errors) > 5: typer.secho(f'… and {len(errors)-5} more in {printable(out/"errors.csv")}', fg='red', err=True)
     if errors: raise typer.Exit(1)
 
 # %% ../nbs/10c_cli_judge.ipynb #c10c-checkcmd
@@ -62,13 +78,14 @@ def predict(
 def check(
     submission: Annotated[Path, typer.Argument(help='A submission, JSON.')],
     folder: Annotated[Path, typer.Argument(help='The images it is for.')],
+    recursive: Annotated[bool, typer.Option('--recursive', help='With its sub folders, as in predict.')] = False,
 ):
     """Check a submission against its folder: every index once, known labels.
 
     Example: face_future check predictions/submission.json data/sample
     """
     from face_future.tta_inference import check_submission
-    problems = check_submission(submission, folder)
+    problems = check_submission(submission, folder, recursive)
     for p in problems: typer.secho(p, fg='red', err=True)
     if problems: raise typer.Exit(1)
     typer.echo('every image has one row, every row an image, all labels are known')
