@@ -16,7 +16,9 @@ from rich.table import Table
 # %% ../nbs/10b_cli_train.ipynb #c10-labelscmd
 @command
 def labels(
-    source: Annotated[Optional[Path], typer.Argument(help='The challenge\'s folder, or a CSV manifest (path, label, source, split, group).')] = None,
+    source: Annotated[Optional[Path], typer.Argument(help='The challenge\'s folder, or a CSV manifest (path, label, source, family, split, group).')] = None,
+    manifest: Annotated[Optional[list[Path]], typer.Option(help='A CSV manifest, maybe gzipped; given several times, all are merged (instead of SOURCE).')] = None,
+    families: Annotated[Optional[Path], typer.Option(help='CSV that tells the family of each source (source, family, maybe label).')] = None,
     real: Annotated[Optional[Path], typer.Option(help='Folder of real images (with --fake, instead of SOURCE).')] = None,
     fake: Annotated[Optional[Path], typer.Option(help='Folder of fake images.')] = None,
     label_source: Annotated[Optional[Literal['folder', 'json']], typer.Option(help='Challenge only: believe the folder names or the JSON files.')] = None,
@@ -29,13 +31,15 @@ def labels(
 
     Example: face_future labels data/challenge --label-source folder --fake-means photograph
     """
-    from face_future.labels import Labels, read_challenge, read_folders, read_manifest, split_labels
-    if source is None:
-        if not (real and fake): raise ValueError('Give SOURCE, or both --real and --fake.')
+    from face_future.labels import Labels, merge_labels, read_challenge, read_folders, read_manifest, split_labels, with_families
+    if manifest: got = merge_labels([read_manifest(f, fake_means=fake_means) for f in [source, *manifest] if f])
+    elif source is None:
+        if not (real and fake): raise ValueError('Give SOURCE, --manifest, or both --real and --fake.')
         got = read_folders(real, fake, fake_means=fake_means)
     elif source.suffix.lower() == '.csv': got = read_manifest(source, fake_means=fake_means)
     elif label_source is None: raise ValueError('The challenge has two label sources that disagree: choose --label-source folder or json.')
     else: got = read_challenge(source, label_source=label_source, fake_means=fake_means)
+    if families: got = with_families(got, families)
     got = split_labels(got, valid_pct, seed, keep=Labels.load(out) if out.exists() else None)
     got.save(out)
     held = (got.rows.split == 'valid').sum()
@@ -95,6 +99,12 @@ def train(
     augment: Annotated[Optional[str], opt('face, none, light, turns or web.')] = None,
     without: Annotated[Optional[str], opt('Degradations that "face" leaves out, with commas: colour, occlude, blur, rescale, noise, jpeg, last_blur.')] = None,
     blends: Annotated[Optional[float], opt('Share of the fakes that are self-blended photographs.')] = None,
+    latent_fakes: Annotated[Optional[list[Path]], opt('An autoencoder: its encoder and its decoder, as --latent-fakes ENCODER --latent-fakes DECODER. Training photographs then come in pairs with their reconstructions.')] = None,
+    latent_share: Annotated[Optional[float], opt('Share of both classes that comes from such pairs.')] = None,
+    latent_noise: Annotated[Optional[float], opt('Noise in the latents, at most, in units of their spread.')] = None,
+    latent_blended: Annotated[Optional[float], opt('Share of the reconstructions pasted back into a region of the face only.')] = None,
+    latent_pairs: Annotated[Optional[int], opt('At most so many photographs get a reconstruction, evenly over the sources; 0: all.')] = None,
+    leave_out: Annotated[Optional[str], opt('Families or sources, with commas, that training does not see.')] = None,
     balance: Annotated[Optional[float], opt('0: sources by their size; 1: all the same.')] = None,
     draws: Annotated[Optional[int], opt('Images an epoch; 0: as many as there are.')] = None,
     monitor: Annotated[Optional[int], opt('Held-out images judged after each epoch; 0: all.')] = None,
@@ -118,6 +128,7 @@ def train(
     Example: face_future train train_labels.json --size 128 --epochs 12 --out runs/first
     """
     given = {k: v for k, v in locals().items() if k not in ('labels_file', 'out', 'sibling', 'about', 'whole_image') and v is not None}
+    if latent_fakes: given['latent_fakes'] = ','.join(map(str, latent_fakes))
     if whole_image: given = {'crop': 'whole', 'augment': 'light', **given}
     from face_future.labels import Labels
     from face_future.train import Recipe, train as run
