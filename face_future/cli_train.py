@@ -154,6 +154,7 @@ def pack(
     max_fpr: Annotated[Optional[float], typer.Option(help='Raise the threshold until no more than this share of the photographs of any source is called fake.')] = None,
     max_miss: Annotated[Optional[float], typer.Option(help='Call real only what keeps the share of fakes so called below this, in every source; what lies between is unsure.')] = None,
     photo_sources: Annotated[Optional[str], typer.Option(help='The sources that --max-fpr is about, with commas; default: all.')] = None,
+    unseen: Annotated[Optional[Path], typer.Option(help='Scores of left-out families (CSV of face_future left-out): --max-fpr and --max-miss are then about sources that training did not see.')] = None,
     size: Annotated[Optional[int], typer.Option(help='Judge at another input side than the one trained at.')] = None,
     card: Annotated[Optional[Path], typer.Option(help='JSON to keep with the weights: data, licence, limits, in words.')] = None,
 ):
@@ -162,7 +163,10 @@ def pack(
     Example: face_future pack runs/first/model_best.safetensors small.safetensors --views flip --labels-file train_labels.json
     """
     from face_future.pack import pack as run
+    if unseen:
+        from face_future.evaluate import read_left_out
+        unseen = read_left_out(unseen)
     s, gap = run(weights, out, views, labels_file, size, about, card, max_fpr=max_fpr, max_miss=max_miss,
-                 photo_sources=photo_sources and photo_sources.split(','), progress=sys.stderr.isatty())
+                 photo_sources=photo_sources and photo_sources.split(','), unseen=unseen, progress=sys.stderr.isatty())
     typer.echo(f'{out}: {out.stat().st_size/1e6:.1f} MB, logits within {gap:.4f}')
     if labels_file: say_figures(s)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'CONVENTIONS', 'LABEL_SOURCES', 'SUFFIXES', 'COLUMNS', 'LabelError', 'check_word', 'list_images',
-           'label_table', 'Labels', 'read_folders', 'read_manifest', 'merge_labels', 'with_families', 'read_rows',
-           'read_words', 'folder_rows', 'read_challenge', 'make_toy_challenge', 'split_labels']
+           'label_table', 'Labels', 'read_folders', 'read_manifest', 'merge_labels', 'with_families', 'left_out',
+           'read_rows', 'read_words', 'folder_rows', 'read_challenge', 'make_toy_challenge', 'split_labels']
 
 # %% ../nbs/00_labels.ipynb #lab-imports
 import json, os, re, shutil
@@ -131,6 +131,15 @@ def with_families(labels:Labels, csv) -> Labels:
     if (lost := rows.source[rows.family.isna()]).size:
         raise LabelError(f'{Path(csv).name} has no family for {sorted(set(lost))}')
     return replace(labels, rows=rows)
+
+# %% ../nbs/00_labels.ipynb #lab-leftout
+def left_out(rows, names:str) -> pd.Series:
+    "Which rows belong to the named families or sources. `LabelError` for a name that no row has."
+    names = {n.strip() for n in names.split(',') if n.strip()}
+    family = rows.family if 'family' in rows else rows.source
+    if lost := names - set(family) - set(rows.source):
+        raise LabelError(f'no such family or source: {sorted(lost)}; there are {sorted({*family, *rows.source} - {""})}')
+    return rows.source.isin(names) | family.isin(names)
 
 # %% ../nbs/00_labels.ipynb #lab-challenge-json
 def read_rows(file) -> list[dict]:

@@ -28,11 +28,11 @@ def halve(predictor)->float: # the largest change of a logit
     return gap
 
 # %% ../nbs/07e_pack.ipynb #k07e-held
-def held_out_settings(predictor, labels, max_fpr=None, max_miss=None, photo_sources=None, progress=False)->dict:
+def held_out_settings(predictor, labels, max_fpr=None, max_miss=None, photo_sources=None, unseen=None, progress=False)->dict: # unseen: left-out scores, for `choose`
     "Calibration, threshold, band and figures of `predictor`, with its views, on the held-out images without a flaw."
     every = score_images(predictor, labels, progress=progress)
     t = every[every.logit.notna() & every.reason.isin(['', *DOUBTS])]
-    chosen = choose(t.logit, t.fake, t.source, t.group, max_fpr, max_miss, photo_sources)
+    chosen = choose(t.logit, t.fake, t.source, t.group, max_fpr, max_miss, photo_sources, unseen)
     t = t.assign(score=calibrated(t.logit, chosen))
     figures = report(t, chosen['threshold']).drop(columns='how').round(4)
     metrics = {'views': ','.join(predictor.views), **score(t.fake, t.logit), 'unsure': len(every)-len(t), **by_source(t.source, t.fake, t.score, chosen['threshold'])}

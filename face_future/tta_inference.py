@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .files import atomic_write, file_index, natural_key
 from .data import ImageError, Preprocess, read_rgb
 from .faces import DETECTOR, FaceFinder, quality_reason
-from .settings import WeightsError, calibrated, complete, find_weights, read_settings
+from .settings import WeightsError, calibrated, complete, find_weights, read_settings, threshold_for
 from .backends import cpu_threads, make_backend
 
 # %% ../nbs/04_tta_inference.ipynb #p04-viewdefs
@@ -54,6 +54,7 @@ class Prediction:
     image:np.ndarray    # N, int: which of the pictures each square is from
     box:np.ndarray      # N × 4, float32: the face's left, top, width, height in its picture; nan for a whole picture
     flaw:np.ndarray     # N, str: what is wrong with the picture (`no_face`, `face_too_small`, `face_cut`, `too_dark`, `too_blurred`, `too_compressed`); empty: nothing
+    many_faces:dict=None # how the threshold rises with the faces of a picture, see `threshold_for`
     @property
     def reason(self):
         "Why it is `unsure`: the flaw, `views_disagree` or `close_call`; empty: it isn't."
@@ -73,6 +74,16 @@ class Prediction:
         "For each picture the square that speaks for it: the likeliest fake of those without a flaw, or else the largest face."
         rank = np.lexsort((-self.p_fake*(self.flaw == ''), self.flaw != '', self.image))
         return rank[np.unique(self.image[rank], return_index=True)[1]]
+    @property
+    def pictures(self):
+        "For each picture its verdict and its reason: its deciding square's, but `unsure` where that is not enough among so many faces."
+        d, out = self.deciding, []
+        for i, square in enumerate(d):
+            verdict, reason = str(self.verdict[square]), str(self.reason[square])
+            faces = int(((self.image == self.image[square]) & (self.flaw == '')).sum())
+            weak = self.p_fake[square] < threshold_for(faces, self.threshold, self.many_faces)
+            out.append(('unsure', 'close_call') if verdict == 'fake' and weak else (verdict, reason))
+        return out
     def __len__(self): return len(self.logit)
 
 # %% ../nbs/04_tta_inference.ipynb #p04-class
@@ -121,7 +132,7 @@ class Predictor:
         logit = per_view.mean(1)
         return Prediction(logit, calibrated(logit, self.settings), feats[:n], None if cam is None else self.sign*cam[:n],
                           per_view, high, low, disagree, self.settings['fake_means'] == 'photograph',
-                          np.repeat(np.arange(len(looks)), [len(s) for s in looks]), np.float32([b or [np.nan]*4 for b in boxes]), np.array(flaws))
+                          np.repeat(np.arange(len(looks)), [len(s) for s in looks]), np.float32([b or [np.nan]*4 for b in boxes]), np.array(flaws), self.settings.get('many_faces'))
 
     def __call__(self, images)->Prediction: # a list of H × W × 3 uint8 RGB, paths or bytes; or one of them
         "Judge a few pictures at once, face by face; an `ImageError` if one can't be read. For many, see `predict_folder`."
@@ -172,12 +183,12 @@ def predict_files(
     return rows, errors
 
 def _rows(files, p):
-    "One row an image, that of its deciding square."
+    "One row an image: that of its deciding square, with the picture's own verdict."
     said = [dict(label=str(l), verdict=str(v), p_fake=round(float(q), 6), confidence=round(float(c), 6), logit=round(float(z), 5), reason=str(r),
                  box=None if np.isnan(b[0]) else [round(float(v), 1) for v in b])
             for l, v, q, c, z, r, b in zip(p.label, p.verdict, p.p_fake, p.confidence, p.logit, p.reason, p.box)]
-    return [dict(index=file_index(f), file=f.name, path=str(f), **said[d], faces=[s for s, k in zip(said, p.image) if k == i and s['box']])
-            for i, (f, d) in enumerate(zip(files, p.deciding))]
+    return [dict(index=file_index(f), file=f.name, path=str(f), **{**said[d], **dict(zip(('verdict', 'reason'), own))}, faces=[s for s, k in zip(said, p.image) if k == i and s['box']])
+            for i, (f, d, own) in enumerate(zip(files, p.deciding, p.pictures))]
 
 # %% ../nbs/04_tta_inference.ipynb #p04-write
 def _csv(rows, cols):
