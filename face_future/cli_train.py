@@ -163,9 +163,6 @@ def pack(
     Example: face_future pack runs/first/model_best.safetensors small.safetensors --views flip --labels-file train_labels.json
     """
     from face_future.pack import pack as run
-    if unseen:
-        from face_future.evaluate import read_left_out
-        unseen = read_left_out(unseen)
     s, gap = run(weights, out, views, labels_file, size, about, card, max_fpr=max_fpr, max_miss=max_miss,
                  photo_sources=photo_sources and photo_sources.split(','), unseen=unseen, progress=sys.stderr.isatty())
     typer.echo(f'{out}: {out.stat().st_size/1e6:.1f} MB, logits within {gap:.4f}')

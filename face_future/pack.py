@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 from .calibrate import choose
-from .evaluate import by_source, report, score_images
+from .evaluate import by_source, read_left_out, report, score_images
 from .model import save_weights
 from .settings import calibrated
 from .shortcuts import score
@@ -28,8 +28,9 @@ def halve(predictor)->float: # the largest change of a logit
     return gap
 
 # %% ../nbs/07e_pack.ipynb #k07e-held
-def held_out_settings(predictor, labels, max_fpr=None, max_miss=None, photo_sources=None, unseen=None, progress=False)->dict: # unseen: left-out scores, for `choose`
+def held_out_settings(predictor, labels, max_fpr=None, max_miss=None, photo_sources=None, unseen=None, progress=False)->dict: # unseen: left-out scores for `choose`, or their CSV
     "Calibration, threshold, band and figures of `predictor`, with its views, on the held-out images without a flaw."
+    if isinstance(unseen, (str, Path)): unseen = read_left_out(unseen)
     every = score_images(predictor, labels, progress=progress)
     t = every[every.logit.notna() & every.reason.isin(['', *DOUBTS])]
     chosen = choose(t.logit, t.fake, t.source, t.group, max_fpr, max_miss, photo_sources, unseen)
