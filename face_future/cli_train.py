@@ -40,7 +40,7 @@ def labels(
     elif label_source is None: raise ValueError('The challenge has two label sources that disagree: choose --label-source folder or json.')
     else: got = read_challenge(source, label_source=label_source, fake_means=fake_means)
     if families: got = with_families(got, families)
-    got = split_labels(got, valid_pct, seed, keep=Labels.load(out) if out.exists() else None)
+    if (got.rows.split == '').any(): got = split_labels(got, valid_pct, seed, keep=Labels.load(out) if out.exists() else None)
     got.save(out)
     held = (got.rows.split == 'valid').sum()
     typer.echo(f'{out}: {len(got)} images, {got.counts()}, {held} of them held out; "fake" means {fake_means} here.')
