@@ -115,4 +115,6 @@ def compose(p, preprocess, height, width, explain):
     d, faces = int(p.deciding[0]), [i for i in range(len(p)) if not np.isnan(p.box[i]).any()]
     heat = lambda i: _heat(p, i, preprocess, height, width, explain)
     boxes = {i: dict(zip(('left', 'top', 'width', 'height'), np.round(p.box[i].astype(float), 1).tolist())) for i in faces}
-    return dict(**_said(p, d), faces=[dict(**_said(p, i), box=boxes[i], heatmap=heat(i)) for i in faces], heatmap=None if faces else heat(d), threshold=p.threshold, real_below=p.real_below)
+    verdict, reason = p.pictures[0]
+    own = _said(p, d) | dict(verdict=verdict, reasons=[r for r in reason.split(',') if r])
+    return dict(**own, faces=[dict(**_said(p, i), box=boxes[i], heatmap=heat(i)) for i in faces], heatmap=None if faces else heat(d), threshold=p.threshold, real_below=p.real_below)

@@ -152,6 +152,7 @@ def read_checkpoint(file, device='cpu')->dict:
 def load(self:Keep, learn, file):
     "Put a checkpoint back into `learn`; returns the epoch to go on with. A `ValueError` if it is of another run."
     c, dev = read_checkpoint(file, learn.dls.device), learn.dls.device
+    c['recipe'] = {**asdict(type(self.recipe)()), **c['recipe']}     # fields that an older version did not know
     if c['recipe'] != asdict(self.recipe) or c['fingerprint'] != self.settings['fingerprint']:
         diff = [k for k, v in asdict(self.recipe).items() if c['recipe'].get(k) != v] or ['the images or labels']
         raise ValueError(f'{file.parent.name} holds a run with other settings ({", ".join(diff)}). '

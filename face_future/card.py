@@ -31,9 +31,24 @@ def _measured(evaluation):
     if 'measured_on' in evaluation: text += f" Measured on {evaluation['measured_on']}."
     return f'## Figures\n\n{text}\n\n' + _figures(evaluation['figures'])
 
+def _promises_unseen(s):
+    "What threshold and band promise of sources that no training saw, a sentence each."
+    p, u, out = s['promise'], s['promise']['unseen'], []
+    how = lambda over, m: {'worst': f'on each of the {m}, so a new one may be worse with a chance of 1 in {m+1}', 'mean': f'on average over the {m}'}.get(over, f'and a new one may be worse with a chance of {over}')
+    photos, fakes = how(u['fpr_over'], u['photo_sources']), how(u['miss_over'], u['fake_families'])
+    if p.get('max_fpr'):
+        out.append(f"`fake` from {s['threshold']:.3f}: at most {p['max_fpr']:.0%} of the photographs of a source that training did not see are called fake. "
+                   f"Chosen by {u['photo_sources']} sources, each judged by a network trained without it: {photos} (split conformal over sources).")
+        if s.get('many_faces'): out.append(f"A picture of many faces is called fake where the likeliest fake among its k faces is beyond {p['max_fpr']:.0%}/k of photographs.")
+    if p.get('max_miss'):
+        out.append(f"`real` below {s['real_below']:.3f}: at most {p['max_miss']:.0%} of the fakes of a generator that training did not see are called real, "
+                   f"{fakes} families left out of training. In between: `unsure` (`close_call`).")
+    return out
+
 def _promises(s):
     "What threshold and band promise, in a sentence each."
     p, out = s.get('promise', {}), []
+    if p.get('unseen'): return _promises_unseen(s)
     if p.get('max_fpr'): out.append(f"`fake` from {s['threshold']:.3f}: chosen so that at most {p['max_fpr']:.0%} of photographs like those held out are called fake, in every source (split conformal).")
     if p.get('max_miss'): out.append(f"`real` below {s['real_below']:.3f}: at most {p['max_miss']:.0%} of fakes like those held out are called real, in every source. In between: `unsure` (`close_call`).")
     return out or [f"`fake` from {s['threshold']:.3f}."]

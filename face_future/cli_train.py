@@ -14,11 +14,12 @@ from .cli_base import FakeMeans, Root, command, console
 from rich.table import Table
 
 # %% ../nbs/10b_cli_train.ipynb #c10-labelscmd
-def read_source(source, real, fake, label_source, fake_means, only_test=False):
+def read_source(source, real, fake, label_source, fake_means, only_test=False, manifests=()):
     "The `Labels` of whatever `labels` was given; a `ValueError` names the option that is missing."
-    from face_future.labels import read_challenge, read_folders, read_manifest
+    from face_future.labels import merge_labels, read_challenge, read_folders, read_manifest
+    if manifests: return merge_labels([read_manifest(f, fake_means=fake_means) for f in [source, *manifests] if f])
     if source is None:
-        if not (real and fake) and not (only_test and (real or fake)): raise ValueError('Give SOURCE, or both --real and --fake (one of them is enough with --valid-pct 1).')
+        if not (real and fake) and not (only_test and (real or fake)): raise ValueError('Give SOURCE, --manifest, or both --real and --fake (one of them is enough with --valid-pct 1).')
         return read_folders(real, fake, fake_means=fake_means)
     if real or fake: raise ValueError('Give SOURCE, or --real and --fake, but not both.')
     if not source.exists(): raise ValueError(f'SOURCE {source}: there is no such file or folder.')
@@ -29,7 +30,9 @@ def read_source(source, real, fake, label_source, fake_means, only_test=False):
 
 @command
 def labels(
-    source: Annotated[Optional[Path], typer.Argument(help='The challenge\'s folder, or a CSV manifest (path, label, source, split, group).')] = None,
+    source: Annotated[Optional[Path], typer.Argument(help='The challenge\'s folder, or a CSV manifest (path, label, source, family, split, group).')] = None,
+    manifest: Annotated[Optional[list[Path]], typer.Option(help='A CSV manifest, maybe gzipped; given several times, all are merged (instead of SOURCE).')] = None,
+    families: Annotated[Optional[Path], typer.Option(help='CSV that tells the family of each source (source, family, maybe label).')] = None,
     real: Annotated[Optional[Path], typer.Option(help='Folder of real images (with --fake, instead of SOURCE).')] = None,
     fake: Annotated[Optional[Path], typer.Option(help='Folder of fake images.')] = None,
     label_source: Annotated[Optional[Literal['folder', 'json']], typer.Option(help='Challenge only: believe the folder names or the JSON files.')] = None,
@@ -42,8 +45,9 @@ def labels(
 
     Example: face_future labels data/challenge --label-source folder --fake-means photograph
     """
-    from face_future.labels import Labels, continue_split
-    got = read_source(source, real, fake, label_source, fake_means, only_test=valid_pct == 1)
+    from face_future.labels import Labels, continue_split, with_families
+    got = read_source(source, real, fake, label_source, fake_means, valid_pct == 1, manifest or ())
+    if families: got = with_families(got, families)
     old = Labels.load(out, must_exist=False) if out.exists() else None
     got = continue_split(got, old, valid_pct, seed)
     got.save(out)
@@ -107,6 +111,12 @@ def train(
     augment: Annotated[Optional[str], opt('face, none, light, turns or web.')] = None,
     without: Annotated[Optional[str], opt('Degradations that "face" leaves out, with commas: colour, occlude, blur, rescale, noise, jpeg, last_blur.')] = None,
     blends: Annotated[Optional[float], opt('Share of the fakes that are self-blended photographs.')] = None,
+    latent_fakes: Annotated[Optional[list[Path]], opt('An autoencoder: its encoder and its decoder, as --latent-fakes ENCODER --latent-fakes DECODER. Training photographs then come in pairs with their reconstructions.')] = None,
+    latent_share: Annotated[Optional[float], opt('Share of both classes that comes from such pairs.')] = None,
+    latent_noise: Annotated[Optional[float], opt('Noise in the latents, at most, in units of their spread.')] = None,
+    latent_blended: Annotated[Optional[float], opt('Share of the reconstructions pasted back into a region of the face only.')] = None,
+    latent_pairs: Annotated[Optional[int], opt('At most so many photographs get a reconstruction, evenly over the sources; 0: all.')] = None,
+    leave_out: Annotated[Optional[str], opt('Families or sources, with commas, that training does not see.')] = None,
     balance: Annotated[Optional[float], opt('0: sources by their size; 1: all the same.')] = None,
     draws: Annotated[Optional[int], opt('Images an epoch; 0: as many as there are.')] = None,
     monitor: Annotated[Optional[int], opt('Held-out images judged after each epoch; 0: all.')] = None,
@@ -130,6 +140,7 @@ def train(
     Example: face_future train train_labels.json --size 128 --epochs 12 --out runs/first
     """
     given = {k: v for k, v in locals().items() if k not in ('labels_file', 'root', 'out', 'sibling', 'about', 'whole_image') and v is not None}
+    if latent_fakes: given['latent_fakes'] = ','.join(map(str, latent_fakes))
     if whole_image: given = {'crop': 'whole', 'augment': 'light', **given}
     from face_future.labels import Labels
     from face_future.train import Recipe, train as run
@@ -165,6 +176,7 @@ def pack(
     max_fpr: Annotated[Optional[float], typer.Option(help='Raise the threshold until no more than this share of the photographs of any source is called fake.')] = None,
     max_miss: Annotated[Optional[float], typer.Option(help='Call real only what keeps the share of fakes so called below this, in every source; what lies between is unsure.')] = None,
     photo_sources: Annotated[Optional[str], typer.Option(help='The sources that --max-fpr is about, with commas; default: all.')] = None,
+    unseen: Annotated[Optional[Path], typer.Option(help='Scores of left-out families (CSV of face_future left-out): --max-fpr and --max-miss are then about sources that training did not see.')] = None,
     size: Annotated[Optional[int], typer.Option(help='Judge at another input side than the one trained at.')] = None,
     card: Annotated[Optional[Path], typer.Option(help='JSON to keep with the weights: data, licence, limits, in words.')] = None,
 ):
@@ -176,6 +188,6 @@ def pack(
     from face_future.pack import pack as run
     labels = Labels.load(labels_file, root) if labels_file else None
     s, gap = run(weights, out, views, labels, size, about, card, max_fpr=max_fpr, max_miss=max_miss,
-                 photo_sources=photo_sources and photo_sources.split(','), progress=sys.stderr.isatty())
+                 photo_sources=photo_sources and photo_sources.split(','), unseen=unseen, progress=sys.stderr.isatty())
     typer.echo(f'{out}: {out.stat().st_size/1e6:.1f} MB, logits within {gap:.4f}')
     if labels: say_figures(s)

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'read_scores', 'to_numbers', 'to_verdicts', 'score_images', 'get_scores', 'coverage', 'draw_report',
-           'write_report']
+           'write_report', 'left_out_scores', 'left_out_table', 'write_left_out', 'read_left_out']
 
 # %% ../nbs/07_evaluate.ipynb #e07-imports
 import io
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from .calibrate import draw_reliability
 from .files import atomic_write
-from .labels import Labels, read_csv
-from .metrics import curve, pairs, report
-from .tta_inference import Predictor, predict_files
+from .labels import Labels, left_out, read_csv
+from .metrics import auroc_interval, curve, pairs, report
+from .tta_inference import DOUBTS, Predictor, predict_files
+
 
 # %% ../nbs/07_evaluate.ipynb #e07-readfn
 VERDICTS = 'real', 'fake', 'unsure', ''    # '': none was given
@@ -113,3 +115,47 @@ def write_report(table, threshold, out, rounds:int=1000):
     b = io.BytesIO(); fig = draw_report(table, threshold); fig.savefig(b, format='png'); atomic_write(out/'report.png', b.getvalue())
     import matplotlib.pyplot as plt; plt.close(fig)
     return figures, covered
+
+# %% ../nbs/07_evaluate.ipynb #e07-left
+def left_out_scores(
+    run, # folder of a run that left something out
+    labels:Labels,
+    views='flip', # that the shipped weights will use
+    progress:bool=False,
+)->pd.DataFrame: # `score_images`' columns, and left_out (what the run went without), unseen (bool), temperature
+    "What a run says of all it left out, and of the held-out images of what it learnt from."
+    predictor = Predictor(Path(run)/'model_best.safetensors', views=views)
+    names = predictor.settings.get('recipe', {}).get('leave_out', '')
+    if not names: raise ValueError(f'{Path(run).name} left nothing out: train it with --leave-out.')
+    unseen = left_out(labels.rows, names)
+    part = replace(labels, rows=labels.rows[unseen | (labels.rows.split == 'valid')])
+    table = score_images(predictor, part, split='', progress=progress)
+    return table.assign(left_out=names, unseen=left_out(table, names), temperature=predictor.settings['temperature'])
+
+def left_out_table(
+    scores, # tables of `left_out_scores`, one under the other
+)->pd.DataFrame: # left_out, fake, real, n_fake, n_real, auroc, lo, hi (95 %)
+    "AUROC of each source of fakes against each of photographs, where the run had not seen the one or the other."
+    out, ok = [], scores[scores.logit.notna()]
+    for name, run in ok.groupby('left_out', sort=False):
+        for fake, f in run[run.fake].groupby('source'):
+            for real, r in run[~run.fake].groupby('source'):
+                if not (f.unseen.all() or r.unseen.all()) or min(len(f), len(r)) < 2: continue
+                auc, lo, hi = auroc_interval(np.repeat([1, 0], [len(f), len(r)]), np.r_[f.logit, r.logit])
+                out.append(dict(left_out=name, fake=fake, real=real, n_fake=len(f), n_real=len(r), auroc=auc, lo=lo, hi=hi))
+    return pd.DataFrame(out, columns=['left_out', 'fake', 'real', 'n_fake', 'n_real', 'auroc', 'lo', 'hi'])
+
+def write_left_out(scores, file)->pd.DataFrame: # the table
+    "`left_out_table` as `file`, and the scores beside it as `*_scores.csv`."
+    file, table = Path(file), left_out_table(scores)
+    kept = ['path', 'source', 'family', 'group', 'split', 'fake', 'left_out', 'unseen', 'temperature', 'logit', 'reason']
+    atomic_write(file, table.to_csv(index=False, float_format='%.4f'))
+    text = scores.reindex(columns=kept).to_csv(index=False, float_format='%.5f')
+    atomic_write(file.with_name(f'{file.stem}_scores.csv'), text)
+    return table
+
+def read_left_out(file)->pd.DataFrame: # for `choose`: the rows of `write_left_out`'s scores that their network had not seen, without a flaw
+    "Left-out scores, from a CSV."
+    t = pd.read_csv(file, keep_default_na=False, na_values=dict(logit=['']))
+    if missing := {'logit', 'fake', 'source', 'left_out', 'unseen'} - set(t): raise ValueError(f'{Path(file).name} has no column {sorted(missing)}: face_future left-out makes such a table.')
+    return t[t.unseen & t.logit.notna() & t.reason.isin(['', *DOUBTS])].reset_index(drop=True)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLASSES', 'CONVENTIONS', 'LABEL_SOURCES', 'SUFFIXES', 'LEFTOVERS', 'COLUMNS', 'LabelError', 'check_word',
            'list_images', 'label_table', 'Labels', 'draw_evenly', 'read_folders', 'read_csv', 'read_manifest',
-           'read_rows', 'read_words', 'folder_rows', 'read_challenge', 'make_toy_challenge', 'to_json', 'split_labels',
-           'continue_split']
+           'merge_labels', 'with_families', 'left_out', 'read_rows', 'read_words', 'folder_rows', 'read_challenge',
+           'make_toy_challenge', 'to_json', 'split_labels', 'continue_split']
 
 # %% ../nbs/00_labels.ipynb #lab-imports
 import codecs, io, json, os, re, shutil
@@ -137,7 +137,7 @@ def read_csv(file) -> pd.DataFrame:
     return df.rename(columns=lambda c: c.strip().lower()).apply(lambda column: column.str.strip())
 
 def read_manifest(
-    csv,                # a file with the columns path, label and, if known, source, group, split
+    csv,                # a file with the columns path, label and, if known, source, family, group, split
     root=None,          # the paths are relative to this folder; None: the CSV's own
     *, fake_means:str,
 ) -> Labels:
@@ -146,12 +146,43 @@ def read_manifest(
     if not csv.is_file(): raise LabelError(f'no such manifest: {csv}')
     df = read_csv(csv)
     if missing := {'path', 'label'} - set(df): raise LabelError(f'{csv.name} has no column {sorted(missing)}; it has {list(df)}')
-    df = df.filter(items=['path', 'label', 'source', 'group', 'split']).rename(columns={'label': 'prediction'})
+    df = df.filter(items=['path', 'label', 'source', 'family', 'group', 'split']).rename(columns={'label': 'prediction'})
     df['path'] = df.path.str.replace('\\', '/', regex=False)
     for c in df.columns.intersection(['prediction', 'split']): df[c] = df[c].str.lower()
     labels = Labels(df, csv.parent if root is None else root, 'manifest', fake_means)
     if any(f.exists() for f in labels.files): return labels
     raise LabelError(f'not one of the {len(df)} files lies under {labels.root}: give root=')
+
+# %% ../nbs/00_labels.ipynb #lab-merge
+def merge_labels(tables) -> Labels:
+    "Several `Labels` in one, under their common root. `LabelError` if they mean different things by `fake`, or share a file."
+    meant = {t.fake_means for t in tables}
+    if len(meant) != 1: raise LabelError(f'nothing to merge, or two meanings of fake: {sorted(meant)}')
+    roots = [Path(os.path.abspath(t.root)) for t in tables]
+    root = Path(os.path.commonpath(roots))
+    moved = [t.rows.assign(path=[(r.relative_to(root)/p).as_posix() for p in t.rows.path]) for t,r in zip(tables, roots)]
+    sources = {t.label_source for t in tables}
+    return Labels(pd.concat(moved), root, sources.pop() if len(sources) == 1 else 'manifest', meant.pop())
+
+def with_families(labels:Labels, csv) -> Labels:
+    "`labels` with the column `family`, from a CSV with source, family and maybe label. `LabelError` for a source it lacks."
+    known = pd.read_csv(csv, dtype=str, keep_default_na=False).rename(columns={'label': 'prediction'})
+    if missing := {'source', 'family'} - set(known): raise LabelError(f'{Path(csv).name} has no column {sorted(missing)}')
+    by = ['source', 'prediction'] if 'prediction' in known else ['source']
+    if known.duplicated(by).any(): raise LabelError(f'{Path(csv).name} lists a source twice')
+    rows = labels.rows.drop(columns='family', errors='ignore').merge(known[[*by, 'family']], 'left', by)
+    if (lost := rows.source[rows.family.isna()]).size:
+        raise LabelError(f'{Path(csv).name} has no family for {sorted(set(lost))}')
+    return replace(labels, rows=rows)
+
+# %% ../nbs/00_labels.ipynb #lab-leftout
+def left_out(rows, names:str) -> pd.Series:
+    "Which rows belong to the named families or sources. `LabelError` for a name that no row has."
+    names = {n.strip() for n in names.split(',') if n.strip()}
+    family = rows.family if 'family' in rows else rows.source
+    if lost := names - set(family) - set(rows.source):
+        raise LabelError(f'no such family or source: {sorted(lost)}; there are {sorted({*family, *rows.source} - {""})}')
+    return rows.source.isin(names) | family.isin(names)
 
 # %% ../nbs/00_labels.ipynb #lab-challenge-json
 def read_rows(file) -> list[dict]:

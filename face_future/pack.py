@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 from .calibrate import choose
-from .evaluate import score_images
+from .evaluate import read_left_out, score_images
 from .metrics import evaluation
 from .model import save_weights
 from .settings import calibrated
@@ -28,11 +28,12 @@ def halve(predictor)->float: # the largest change of a logit
     return gap
 
 # %% ../nbs/07e_pack.ipynb #k07e-held
-def held_out_settings(predictor, labels, max_fpr=None, max_miss=None, photo_sources=None, progress=False)->dict:
+def held_out_settings(predictor, labels, max_fpr=None, max_miss=None, photo_sources=None, unseen=None, progress=False)->dict: # unseen: left-out scores for `choose`, or their CSV
     "Calibration, threshold, band and figures of `predictor`, with its views, on the held-out images without a flaw."
+    if isinstance(unseen, (str, Path)): unseen = read_left_out(unseen)
     every = score_images(predictor, labels, progress=progress)
     t = every[every.logit.notna() & every.reason.isin(['', *DOUBTS])]
-    chosen = choose(t.logit, t.fake, t.source, t.group, max_fpr, max_miss, photo_sources)
+    chosen = choose(t.logit, t.fake, t.source, t.group, max_fpr, max_miss, photo_sources, unseen)
     t = t.assign(score=calibrated(t.logit, chosen))
     return dict(**chosen, evaluation=evaluation(t, chosen['threshold'], ','.join(predictor.views), unsure=len(every)-len(t)))
 

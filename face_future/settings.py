@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'SEED', 'WeightsError', 'find_weights', 'check_settings', 'onnx_notes', 'one_evaluation', 'complete',
-           'read_settings', 'calibrated']
+           'read_settings', 'calibrated', 'threshold_for']
 
 # %% ../nbs/01d_settings.ipynb #s01d-imports
 import hashlib, json
@@ -126,3 +126,16 @@ def calibrated(
     z, c = np.asarray(logit, np.float64), settings.get('calibration', {})
     if c.get('kind') == 'isotonic': return np.interp(z, c['logit'], c['p_fake']).astype(np.float32)
     return (1/(1+np.exp(-np.clip(z/settings['temperature'], -60, 60)))).astype(np.float32)
+
+# %% ../nbs/01d_settings.ipynb #s01d-many
+def threshold_for(
+    faces:int, # without a flaw, in one picture
+    threshold:float, # for one face
+    table=None, # of a weights file, `many_faces` (chapter 07b): max_fpr, n, and the highest p_fake of n photographs; None: no correction
+)->float: # infinite where the table can't tell
+    "What the likeliest fake of so many faces must have for the picture to be called fake (Bonferroni on conformal p-values)."
+    if not table or faces < 2: return threshold
+    above = int(np.floor(table['max_fpr']/faces*(table['n']+1)+1e-9)) - 1   # so many photographs may lie at or above
+    if above < 0: return np.inf
+    if above >= len(table['p_fake']): return threshold
+    return max(threshold, float(np.nextafter(table['p_fake'][above], np.inf)))

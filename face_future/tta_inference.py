@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .files import check_writable, file_indices, file_key, list_pictures, natural_key, printable, write_set
 from .data import ImageError, Preprocess, read_rgb
 from .faces import DETECTOR, FaceFinder, quality_reason
-from .settings import WeightsError, calibrated, complete, find_weights, read_settings
+from .settings import WeightsError, calibrated, complete, find_weights, read_settings, threshold_for
 from .backends import cpu_threads, make_backend
 
 # %% ../nbs/04_tta_inference.ipynb #p04-viewdefs
@@ -57,6 +57,7 @@ class Prediction:
     box:np.ndarray      # N × 4, float32: the face's left, top, width, height in its picture; nan for a whole picture
     flaw:np.ndarray     # N, str: what is wrong with the picture (`no_face`, `face_too_small`, `face_cut`, `too_dark`, `too_blurred`, `too_compressed`); empty: nothing
     left_out:np.ndarray=None # N, int: faces of the square's picture that were not judged; None: none
+    many_faces:dict=None # how the threshold rises with the faces of a picture, see `threshold_for`
     def __post_init__(self):
         if self.left_out is None: self.left_out = np.zeros(len(self.image), int)
     @property
@@ -79,14 +80,25 @@ class Prediction:
         rank = np.lexsort((-self.p_fake*(self.flaw == ''), self.flaw != '', self.image))
         return rank[np.unique(self.image[rank], return_index=True)[1]]
     @property
-    def picture_reason(self):
-        "For each picture why it is `unsure`: its deciding square's reason, or `faces_left_out` where that says `real` and not all faces were judged."
-        d = self.deciding
-        return np.where((self.verdict[d] == 'real') & (self.left_out[d] > 0), 'faces_left_out', self.reason[d])
+    def pictures(self):
+        "For each picture its verdict and its reason: its deciding square's, but `unsure` where that is not enough among so many faces, or not all were judged."
+        out = []
+        for square in self.deciding:
+            verdict, reason = str(self.verdict[square]), str(self.reason[square])
+            faces = int(((self.image == self.image[square]) & (self.flaw == '')).sum())
+            weak = self.p_fake[square] < threshold_for(faces, self.threshold, self.many_faces)
+            if verdict == 'fake' and weak: verdict, reason = 'unsure', 'close_call'
+            if verdict == 'real' and self.left_out[square] > 0: verdict, reason = 'unsure', 'faces_left_out'
+            out.append((verdict, reason))
+        return out
     @property
     def picture_verdict(self):
         "For each picture its verdict."
-        return np.where(self.picture_reason != '', 'unsure', self.verdict[self.deciding])
+        return np.array([verdict for verdict, _ in self.pictures])
+    @property
+    def picture_reason(self):
+        "For each picture why it is `unsure`; empty: it isn't."
+        return np.array([reason for _, reason in self.pictures])
     def __len__(self): return len(self.logit)
 
 # %% ../nbs/04_tta_inference.ipynb #p04-pixels
@@ -168,7 +180,8 @@ class Predictor:
         logit = per_view.mean(1)
         return Prediction(logit, calibrated(logit, self.settings), feats[:n], None if cam is None else self.sign*cam[:n],
                           per_view, high, low, disagree, self.settings['fake_means'] == 'photograph',
-                          np.repeat(np.arange(len(looks)), [len(s) for s in looks]), np.float32([b or [np.nan]*4 for b in boxes]), np.array(flaws), np.array(left_out, int))
+                          np.repeat(np.arange(len(looks)), [len(s) for s in looks]), np.float32([b or [np.nan]*4 for b in boxes]), np.array(flaws),
+                          np.array(left_out, int), self.settings.get('many_faces'))
 
     def __call__(self, images)->Prediction: # a list of what `as_pixels` takes (paths, bytes, Pillow images, arrays), or one of them
         "Judge a few pictures at once, face by face; an `ImageError` if one can't be read. For many, see `predict_folder`."
@@ -247,6 +260,7 @@ def _rows(files, p):
         rows.append(dict(file=printable(f.name), path=str(f), **{**said[d], 'verdict': str(verdict), 'reason': str(reason)},
                          faces=faces, faces_left_out=int(p.left_out[d])))
     return rows
+
 
 # %% ../nbs/04_tta_inference.ipynb #p04-write
 SAID = ['label', 'verdict', 'p_fake', 'confidence', 'logit', 'reason']
