@@ -40,6 +40,7 @@ class FaceSaid(Said):
 class ImageInfo(BaseModel):
     width:int; height:int = Field(description='Pixels, of the upright picture.')
     bytes:int; sha256:str = Field(description='Of the file as it was sent.')
+    orientation:int = Field(1, description='How a file other than a JPEG says it has to be turned, 1 to 8 as in EXIF; all else here is of the upright picture.')
 
 class ModelName(BaseModel):
     name:str; sha256:str

@@ -88,7 +88,8 @@ def prepare(
         picture = decode(data, max_pixels)
         looks = look(picture.rgb)
     height, width = picture.rgb.shape[:2]
-    image = dict(width=width, height=height, bytes=picture.bytes, sha256=picture.sha256)
+    image = dict(width=width, height=height, bytes=picture.bytes, sha256=picture.sha256,
+                 orientation=picture.orientation)
     boxes = [box and [float(v) for v in box] for _, box, _ in looks[:most]]
     said = dict(image=image, faces_left_out=max(0, len(looks) - most), boxes=boxes,
                 flaws=[str(flaw) for _, _, flaw in looks[:most]])

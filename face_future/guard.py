@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'UPLOADS', 'SCANS', 'SCANNED', 'PIECES', 'Problem', 'Guard', 'host_name', 'allowed_host', 'allowed_origin',
            'read_uploads', 'bad_form', 'refusal', 'jpeg_pieces', 'png_pieces', 'gif_pieces', 'check_pieces',
-           'webp_size', 'memory_needed', 'Picture', 'decode', 'Rate', 'check_key']
+           'webp_size', 'memory_needed', 'Picture', 'orientation', 'decode', 'Rate', 'check_key']
 
 # %% ../nbs/06b_guard.ipynb #g06-imports
 import asyncio, hashlib, io, logging, math, re, struct, time, uuid
@@ -380,6 +380,18 @@ class Picture:
     rgb:np.ndarray # height × width × 3, uint8, upright
     bytes:int      # of the file
     sha256:str     # of the file
+    orientation:int=1 # how the file says it has to be turned, as in EXIF; `rgb` is turned already
+
+def orientation(data:bytes)->int: # 1 to 8
+    "How a file other than a JPEG says it has to be turned; browsers turn every JPEG, but not all formats."
+    if data[:2] == b'\xff\xd8':
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=[f for f in UPLOADS if f in Image.OPEN]) as im:
+            turn = im.getexif().get(0x0112, 1)
+            return turn if turn in range(1, 9) else 1
+    except Exception: # as if it said nothing
+        return 1
 
 def decode(
     data:bytes, # a file's content
@@ -397,7 +409,7 @@ def decode(
     except Exception as e:
         log.warning('a decoder failed: %s', type(e).__name__)
         raise refusal('truncated', max_pixels) from None
-    return Picture(rgb, len(data), hashlib.sha256(data).hexdigest())
+    return Picture(rgb, len(data), hashlib.sha256(data).hexdigest(), orientation(data))
 
 # %% ../nbs/06b_guard.ipynb #g06-ratedef
 class Rate:
