@@ -177,7 +177,8 @@ def run_server(host, port, workers, timeout):
     import uvicorn
     proxied = 'FORWARDED_ALLOW_IPS' in os.environ # else everybody could call himself anybody
     options = dict(host=host, port=port, workers=workers, server_header=False, timeout_keep_alive=65,
-                   timeout_graceful_shutdown=timeout, proxy_headers=proxied)
+                   timeout_graceful_shutdown=timeout, proxy_headers=proxied,
+                   http='face_future.api:Protocol')
     if workers == 1:
         return uvicorn.run('face_future.api:app', **options)
     config = uvicorn.Config('face_future.api:app', **options)
