@@ -7,7 +7,7 @@ __all__ = ['CHUNK', 'BACKENDS', 'find_graph', 'BackendMissing', 'cpu_threads', '
            'OpenVino', 'cpu_name', 'keep_order', 'known_order', 'make_backend']
 
 # %% ../nbs/04b_backends.ipynb #b04b-imports
-import json, os, platform, shutil, threading
+import json, os, platform, shutil, sys, threading
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
@@ -93,12 +93,18 @@ class Onnx:
         return in_chunks(self.run, x, 4) # what four images need stays in a core's cache: some 4 % faster than eight
 
 # %% ../nbs/04b_backends.ipynb #b04b-openvino
+def _openvino():
+    "OpenVINO without its telemetry, which looks up an analytics host and writes an id into the home folder."
+    sys.modules.setdefault('openvino_telemetry', None) # importing it fails, and a stub takes its place
+    import openvino
+    return openvino
+
 class OpenVino:
     "OpenVINO on the CPU; `precision`: `f32` or `bf16`."
     device = 'cpu'
     def __init__(self, file, precision='f32', streams=1): # file: an `.onnx` graph
         _need('openvino', 'openvino')
-        import openvino as ov
+        ov = _openvino()
         core = ov.Core()
         if precision == 'bf16' and 'BF16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
             raise BackendMissing('This processor has no 16-bit (bfloat16) arithmetic: use openvino.')
