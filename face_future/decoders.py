@@ -38,7 +38,7 @@ def make_look(preprocess:dict): # fields of `Preprocess`
     from face_future.data import Preprocess
     from face_future.faces import FaceFinder
     from face_future.tta_inference import Predictor
-    here = SimpleNamespace(preprocess=Preprocess(**preprocess), finder=FaceFinder())
+    here = SimpleNamespace(preprocess=Preprocess(**preprocess), finder=FaceFinder(), max_faces=100)
     return partial(Predictor.look, here)
 
 def look_of(predictor)->list: # module, function, arguments
@@ -86,14 +86,16 @@ def prepare(
         return dict(need=need), None
     with memory_limit(memory):
         picture = decode(data, max_pixels)
-        looks = look(picture.rgb)
+        looks = look(picture.rgb, most)
+    left_out = getattr(looks, 'left_out', 0) + max(0, len(looks) - most)
+    looks = list(looks)[:most]
     height, width = picture.rgb.shape[:2]
     image = dict(width=width, height=height, bytes=picture.bytes, sha256=picture.sha256,
                  orientation=picture.orientation)
-    boxes = [box and [float(v) for v in box] for _, box, _ in looks[:most]]
-    said = dict(image=image, faces_left_out=max(0, len(looks) - most), boxes=boxes,
-                flaws=[str(flaw) for _, _, flaw in looks[:most]])
-    return said, np.stack([x for x, _, _ in looks[:most]])
+    boxes = [box and [float(v) for v in box] for _, box, _ in looks]
+    said = dict(image=image, faces_left_out=left_out, boxes=boxes,
+                flaws=[str(flaw) for _, _, flaw in looks])
+    return said, np.stack([x for x, _, _ in looks])
 
 def answer(order:dict, data:bytes, look)->tuple: # (said, bytes)
     "The message that answers an order."
@@ -116,7 +118,7 @@ def work(module:str, name:str, arguments:dict):
     orders, replies = sys.stdin.buffer, os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1) # a library that prints must not speak in between
     look = getattr(import_module(module), name)(**arguments)
-    look(np.zeros((64, 64, 3), np.uint8))
+    look(np.zeros((64, 64, 3), np.uint8), 1)
     replies.write(pack({}))
     replies.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2) # what decoders complain of is of no interest
@@ -392,7 +394,7 @@ Decoders.close = _close
 # %% ../nbs/06b1_decoders.ipynb #d6b-toy
 def make_toy_look(size:int=8):
     "For tests: the whole picture as one square. A white picture takes for ever, a black one ends the process."
-    def look(rgb):
+    def look(rgb, most=None):
         if rgb.mean() > 250:
             while True:
                 hashlib.sha256(b'x').digest()

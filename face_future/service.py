@@ -273,7 +273,7 @@ def make_red_look():
     "What `RedIsFake` finds in a picture, for a decoder's process."
     from face_future.data import Preprocess
     preprocess = Preprocess(**TOY)
-    def look(rgb):
+    def look(rgb, most=None):
         h, w = rgb.shape[:2]
         if np.ptp(rgb.mean((0, 1))) < 2:
             return [(preprocess(rgb), None, 'no_face')]
