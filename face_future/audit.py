@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from .duplicates import duplicates, near_pairs, scan
 from fastcore.basics import patch
-from PIL import Image
 
+from .data import ImageError, read_rgb
 from .files import atomic_write
 from .labels import CLASSES, Labels, list_images
 from .shortcuts import COLOURS, look, new_axes, shortcuts
@@ -311,8 +311,8 @@ def picture_grid(items, columns: int = 8):
         ax.set_axis_off()
     for ax, (file, caption) in zip(axes.flat, items):
         ax.set_title(caption, fontsize=8)
-        with suppress(OSError):
-            ax.imshow(Image.open(file).convert('RGB'), interpolation='nearest')
+        with suppress(ImageError, OSError):
+            ax.imshow(read_rgb(file), interpolation='nearest')
     return axes[0, 0].figure
 
 

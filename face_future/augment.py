@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEGRADATIONS', 'POINTS', 'OUTLINE', 'PARTS', 'PillowJPEG', 'Shrink', 'face_augmentations', 'face_mask', 'self_blend',
-           'mixture', 'balanced_order', 'FaceSet', 'source_probe']
+           'families', 'mixture', 'balanced_order', 'FaceSet', 'source_probe']
 
 # %% ../nbs/parts/augment.ipynb #a01c-imports
 import hashlib
@@ -244,43 +244,86 @@ def _shares(sizes, balance):
     return {k: v / sum(w.values()) for k, v in w.items()}
 
 
+def families(rows) -> pd.Series:
+    "The family of each row: its column `family`, else its source; `others` where that holds one class only."
+    family = rows.source
+    if 'family' in rows:
+        family = rows.family.where(rows.family.fillna('') != '', rows.source)
+    return family.where(rows.prediction.groupby(family).transform('nunique') == 2, 'others')
+
+
+def _cells(rows, mask, balance, share, **kind):
+    "Cells of an epoch: `share`, dealt out to the sources among the rows in `mask`."
+    shares = _shares(rows.source[mask].value_counts().to_dict(), balance)
+    return [
+        dict(dict(blend=False, latent=False), source=s, share=share * v, **kind)
+        for s, v in shares.items()
+    ]
+
+
 def mixture(
-    rows,  # DataFrame with `prediction` (real, fake) and `source`
+    rows,  # DataFrame with `prediction` (real, fake), `source`, and if known `family` and `pair` (None where a photograph has none)
     balance: float = 0.5,  # 0: sources by their size, 1: all the same
     blends: float = 0.0,  # share of the fakes that are blended from real ones
-) -> pd.DataFrame:  # one row a cell: family, prediction, source, blend, share of an epoch
+    latent: float = 0.0,  # share of both classes that comes from pairs of a photograph and its reconstruction
+) -> pd.DataFrame:  # one row a cell: family, prediction, source, blend, latent, share of an epoch
     "What an epoch is made of."
-    classes, out = rows.groupby('source').prediction.nunique(), []
-    family = rows.source.where(rows.source.map(classes) == 2, 'others')
-    for fam, f_share in _shares(family.value_counts().to_dict(), balance).items():
-        mine = rows[family == fam]
-        for word, part in mine.groupby('prediction'):
-            c_share = 1 / mine.prediction.nunique()
-            for src, share in _shares(part.source.value_counts().to_dict(), balance).items():
-                share *= f_share * c_share
-                made = blends if word == 'fake' and mine.prediction.nunique() == 2 else 0
-                out.append(
-                    dict(
-                        family=fam,
-                        prediction=word,
-                        source=src,
-                        blend=False,
-                        share=share * (1 - made),
-                    )
-                )
-        real = mine[mine.prediction == 'real']
-        if blends and len(real) and mine.prediction.nunique() == 2:
-            for src, share in _shares(real.source.value_counts().to_dict(), balance).items():
-                out.append(
-                    dict(
-                        family=fam,
-                        prediction='real',
-                        source=src,
-                        blend=True,
-                        share=share * f_share / 2 * blends,
-                    )
-                )
+    family, real, out = families(rows), rows.prediction == 'real', []
+    paired = real & rows.pair.notna() if 'pair' in rows else real & False
+    if latent and not paired.any():
+        raise ValueError('No photograph has a reconstruction: nothing can be drawn in pairs.')
+    for fam, share in _shares(family.value_counts().to_dict(), balance).items():
+        mine, share = family == fam, share * (1 - latent)
+        if rows.prediction[mine].nunique() < 2:
+            out += _cells(
+                rows, mine, balance, share, family=fam, prediction=rows.prediction[mine].iloc[0]
+            )
+            continue
+        out += _cells(
+            rows, mine & ~real, balance, share / 2 * (1 - blends), family=fam, prediction='fake'
+        )
+        out += _cells(rows, mine & real, balance, share / 2, family=fam, prediction='real')
+        if blends:
+            out += _cells(
+                rows,
+                mine & real,
+                balance,
+                share / 2 * blends,
+                family=fam,
+                prediction='real',
+                blend=True,
+            )
+    if latent:
+        out += _cells(rows, paired, balance, latent, family='pairs', prediction='real', latent=True)
     return pd.DataFrame(out)
+
+
+def _counts(shares, n):
+    "`n`, dealt out by `shares`, as whole numbers."
+    return np.diff(np.r_[0, (shares.cumsum() / max(shares.sum(), 1e-12) * n).round()]).astype(int)
+
+
+def _draw(pool, n, epoch, *seed):
+    "`n` of `pool` for this epoch, in whole laps through it, each in an order of its own."
+    first = epoch * n // len(pool)
+    laps = [
+        np.random.default_rng([*seed, lap]).permutation(pool)
+        for lap in range(first, ((epoch + 1) * n - 1) // len(pool) + 1)
+    ]
+    return np.concatenate([*laps, pool[:0]])[epoch * n - first * len(pool) :][:n]
+
+
+def _in_couples(singles, photos, n, rng):
+    "Single images, and photographs with their reconstructions behind them, shuffled two by two."
+    singles = rng.permutation(singles)
+    couples = [singles[i : i + 2] for i in range(0, len(singles), 2)]
+    odd = couples.pop() if len(singles) % 2 else singles[:0]
+    couples += [np.array([i + 2 * n, i + 3 * n]) for i in photos]
+    return (
+        np.concatenate([*(couples[i] for i in rng.permutation(len(couples))), odd])
+        .astype(int)
+        .tolist()
+    )
 
 
 def balanced_order(
@@ -290,47 +333,60 @@ def balanced_order(
     blends: float = 0.0,
     seed: int = 42,
     epoch: int = 0,
-) -> list:  # indices into `rows`; i + len(rows) is image i, self-blended
+    latent: float = 0.0,
+) -> list:  # indices into `rows`, plus len(rows) × 0: the image, 1: self-blended, 2: its pair's photograph, 3: its pair's reconstruction
     "The images of an epoch, in order."
-    cells, out = mixture(rows, balance, blends), []
-    counts = np.diff(np.r_[0, (cells.share.cumsum() * n).round()]).astype(int)
-    for k, (c, m) in enumerate(zip(cells.itertuples(), counts)):
-        pool = np.flatnonzero((rows.source == c.source) & (rows.prediction == c.prediction))
-        first = epoch * m // len(pool)  # whole laps through the pool, each in an order of its own
-        laps = [
-            np.random.default_rng([seed, k, lap]).permutation(pool)
-            for lap in range(first, ((epoch + 1) * m - 1) // len(pool) + 1)
-        ]
-        out.append(
-            np.concatenate([*laps, pool[:0]])[epoch * m - first * len(pool) :][:m]
-            + len(rows) * c.blend
-        )
-    return np.random.default_rng([seed, epoch]).permutation(np.concatenate(out)).tolist()
+    cells, singles, photos = mixture(rows, balance, blends, latent), [], []
+    pairs, family = round(latent * n / 2), families(rows)
+    cells['n'] = 0
+    for part, count in ((~cells.latent, n - 2 * pairs), (cells.latent, pairs)):
+        cells.loc[part, 'n'] = _counts(cells.share[part], count)
+    for k, c in enumerate(cells.itertuples()):
+        mine = (rows.source == c.source) & (rows.prediction == c.prediction)
+        mine &= rows.pair.notna() if c.latent else family == c.family
+        drawn = _draw(np.flatnonzero(mine), c.n, epoch, seed, k)
+        if c.latent:
+            photos.append(drawn)
+        else:
+            singles.append(drawn + len(rows) * c.blend)
+    rng = np.random.default_rng([seed, epoch])
+    if not latent:
+        return rng.permutation(np.concatenate(singles)).tolist()
+    photos = np.concatenate(photos)
+    singles = np.concatenate([s for s in singles if len(s)] or [photos[:0]])
+    return _in_couples(singles, photos, len(rows), rng)
 
 # %% ../nbs/parts/augment.ipynb #a01c-faceset
 class FaceSet(ImageSet):
-    "The largest face of each image, and its label (0 real, 1 fake, in the data set's words); index i + len is image i self-blended."
+    "The largest face of each image, and its label (0 real, 1 fake, in the data set's words); `balanced_order` numbers what is made of it."
 
     def __init__(
         self, rows, root, faces, preprocess: Preprocess, augment=None, seed: int = 42
     ):  # faces: a `Face` for each row
         super().__init__(rows, root, preprocess, augment, seed)
-        self.faces = faces
+        self.faces, self.pairs = faces, rows.get('pair', pd.Series([None] * len(rows))).tolist()
 
     def __getitem__(self, i):
         "Face 3 × size × size float32, and its label as int64."
-        blend, j = divmod(i, len(self))
-        rgb, face = read_rgb(self.files[j]), self.faces[j]
+        kind, j = divmod(i, len(self))
+        rgb, face = self.read(kind, j)
         if not self.augment:
             return torch.from_numpy(self.preprocess(rgb, face.box)), torch.tensor(self.labels[j])
-        seed = int(hashlib.sha256(f'{self.seed}/{self.epoch}/{i}'.encode()).hexdigest()[:8], 16)
+        named = f'{self.seed}/{self.epoch}/{j + 2 * len(self) if kind > 1 else i}'  # both halves of a pair alike
+        seed = int(hashlib.sha256(named.encode()).hexdigest()[:8], 16)
         rgb, points = self.cut(rgb, face, np.random.default_rng(seed))
-        if blend:
+        if kind == 1:
             rgb = self_blend(rgb, points, seed)
         seed_each(self.augment, seed)
         rgb = self.augment(image=rgb)['image']
         return torch.from_numpy(self.preprocess(rgb)), torch.tensor(
-            1 - self.labels[j] if blend else self.labels[j]
+            1 - self.labels[j] if kind % 2 else self.labels[j]
+        )
+
+    def read(self, kind, j):
+        "Image j and its `Face`; of its pair the photograph (kind 2) or the reconstruction (kind 3)."
+        return (
+            self.pairs[j].read(kind == 3) if kind > 1 else (read_rgb(self.files[j]), self.faces[j])
         )
 
     def cut(self, rgb, face, rng):
@@ -346,22 +402,71 @@ class FaceSet(ImageSet):
         ) - (left, top)
 
 # %% ../nbs/parts/augment.ipynb #a01c-probefn
+def _told_apart(seen, a, b):
+    "AUROC (auc, lo, hi) of a logistic regression between two groups' numbers, and n."
+    both = np.concatenate([seen[a], seen[b]])
+    return dict(n=len(both), **probe(both, np.repeat([0, 1], [len(seen[a]), len(seen[b])])))
+
+
+def _kind_of_pair(a, b, family):
+    "What can tell the groups a and b (source, class) apart: `classes` of a family, sources of `photographs` or of `fakes`, or `other`."
+    if a[1] == b[1]:
+        return 'photographs' if a[1] == 'real' else 'fakes'
+    return 'classes' if family[a] == family[b] else 'other'
+
+
+def _components(found, k=32):
+    "The first `k` principal components of each group's features, fitted on all of them."
+    from sklearn.decomposition import PCA
+
+    every = np.concatenate(list(found.values()))
+    fitted = PCA(min(k, *every.shape), random_state=0).fit(every)
+    return {g: fitted.transform(x) for g, x in found.items()}
+
+
 def source_probe(
     dataset,  # gives (network input, label)
-    rows,  # its `source` and `prediction`
+    rows,  # its `source` and `prediction`, and if known `family`
     preprocess: Preprocess,  # to undo
-) -> pd.DataFrame:  # a row for each two groups (source and class): a, b, n, auc, lo, hi
-    "What the power spectrum alone tells of source and class, in the network's own inputs, of 300 pictures a group at most."
-    group = (rows.source + ' ' + rows.prediction).to_numpy()
-    seen = {}
-    for g in sorted(set(group)):
-        mine = np.random.default_rng(0).permutation(np.flatnonzero(group == g))[:300]
-        seen[g] = [
-            spectrum(cv2.cvtColor(preprocess.undo(dataset[int(i)][0]), cv2.COLOR_RGB2GRAY))
-            for i in mine
+    features=None,  # from network inputs N × 3 × S × S (float32) to numbers N × F, as `lambda x: predictor.backend(x)[1]`
+    most: int = 300,  # pictures a group
+) -> (
+    pd.DataFrame
+):  # a row for each probe and two groups (source and class): probe, what, a, b, n, auc, lo, hi
+    "What spectrum and features tell of source and class, in the network's own inputs."
+    rows = rows.assign(
+        family=rows.family.where(rows.family != '', rows.source)
+        if 'family' in rows
+        else rows.source
+    )
+    groups = {g: t.index for g, t in rows.reset_index(drop=True).groupby(['source', 'prediction'])}
+    family = {g: rows.family.iloc[idx[0]] for g, idx in groups.items()}
+    found = dict(spectrum={}, features={})
+    for g, idx in groups.items():
+        x = np.stack(
+            [
+                np.asarray(dataset[int(i)][0], np.float32)
+                for i in np.random.default_rng(0).permutation(idx)[:most]
+            ]
+        )
+        found['spectrum'][g] = np.stack(
+            [spectrum(cv2.cvtColor(preprocess.undo(v), cv2.COLOR_RGB2GRAY)) for v in x]
+        )
+        if features:
+            found['features'][g] = np.concatenate(
+                [features(x[i : i + 32]) for i in range(0, len(x), 32)]
+            )
+    if features:
+        found['features'] = _components(found['features'])
+    named = lambda name, a, b: dict(
+        probe=name, what=_kind_of_pair(a, b, family), a=' '.join(a), b=' '.join(b)
+    )
+    enough = [g for g, idx in groups.items() if len(idx) >= 5]  # five folds
+    return pd.DataFrame(
+        [
+            dict(**named(name, a, b), **_told_apart(seen, a, b))
+            for name, seen in found.items()
+            if seen
+            for a, b in combinations(enough, 2)
         ]
-    out = []
-    for a, b in combinations(seen, 2):
-        found = probe(np.array(seen[a] + seen[b]), np.repeat([0, 1], [len(seen[a]), len(seen[b])]))
-        out.append(dict(a=a, b=b, n=len(seen[a]) + len(seen[b]), **found))
-    return pd.DataFrame(out)
+    )

@@ -20,37 +20,78 @@ SHOWN = dict(
     recall='fakes called fake',
     false_alarms='photographs called fake',
     balanced_accuracy='balanced accuracy',
+    accuracy='accuracy',
     brier='Brier score',
     ece='ECE',
 )
 
 
 def _figures(rows):
-    "A markdown table, metrics down and pairs across, of `evaluation` as a weights file keeps it."
-    pairs, cell = (
-        list(dict.fromkeys(r['pair'] for r in rows)),
-        {
-            (r['pair'], r['metric']): f'{r["value"]:.3f} [{r["lo"]:.3f}, {r["hi"]:.3f}]'
-            for r in rows
-        },
-    )
-    count = {r['pair']: f'{r["n_fake"]} fakes, {r["n_real"]} photographs' for r in rows}
-    lines = [
-        '| | ' + ' | '.join(f'{p}<br>{count[p]}' for p in pairs) + ' |',
-        '|---|' + '---|' * len(pairs),
-    ]
+    "A markdown table, metrics down and pairs across, of the rows that a weights file keeps."
+
+    def counts(r):
+        return f'<br>{r["n_fake"]} fakes, {r["n_real"]} photographs' if 'n_fake' in r else ''
+
+    def figure(r):
+        return f'{r["value"]:.3f}' + (
+            f' [{r["lo"]:.3f}, {r["hi"]:.3f}]' if r['lo'] is not None else ''
+        )
+
+    heads = {r['pair']: r['pair'] + counts(r) for r in rows}
+    cell = {(r['pair'], r['metric']): figure(r) for r in rows}
+    shown = [k for k in SHOWN if any((pair, k) in cell for pair in heads)]
+    lines = ['| | ' + ' | '.join(heads.values()) + ' |', '|---|' + '---|' * len(heads)]
     return '\n'.join(
         lines
         + [
-            f'| {name} | ' + ' | '.join(cell.get((p, k), '') for p in pairs) + ' |'
-            for k, name in SHOWN.items()
+            f'| {SHOWN[k]} | ' + ' | '.join(cell.get((pair, k), '') for pair in heads) + ' |'
+            for k in shown
         ]
     )
+
+
+def _measured(evaluation):
+    "The section of figures: on what they were measured, how, and the table."
+    how = sorted({r['how'] for r in evaluation['figures'] if r.get('how')})
+    text = f'On {evaluation["images"]:,} held-out images without a flaw ({evaluation["unsure"]} more had one), with 95 % intervals'
+    text += (
+        f' ({", ".join(how)}).' if how else '; groups of images of one person are drawn together.'
+    )
+    if 'measured_on' in evaluation:
+        text += f' Measured on {evaluation["measured_on"]}.'
+    return f'## Figures\n\n{text}\n\n' + _figures(evaluation['figures'])
+
+
+def _promises_unseen(s):
+    "What threshold and band promise of sources that no training saw, a sentence each."
+    p, u, out = s['promise'], s['promise']['unseen'], []
+    how = lambda over, m: {
+        'worst': f'on each of the {m}, so a new one may be worse with a chance of 1 in {m + 1}',
+        'mean': f'on average over the {m}',
+    }.get(over, f'and a new one may be worse with a chance of {over}')
+    photos, fakes = how(u['fpr_over'], u['photo_sources']), how(u['miss_over'], u['fake_families'])
+    if p.get('max_fpr'):
+        out.append(
+            f'`fake` from {s["threshold"]:.3f}: at most {p["max_fpr"]:.0%} of the photographs of a source that training did not see are called fake. '
+            f'Chosen by {u["photo_sources"]} sources, each judged by a network trained without it: {photos} (split conformal over sources).'
+        )
+        if s.get('many_faces'):
+            out.append(
+                f'A picture of many faces is called fake where the likeliest fake among its k faces is beyond {p["max_fpr"]:.0%}/k of photographs.'
+            )
+    if p.get('max_miss'):
+        out.append(
+            f'`real` below {s["real_below"]:.3f}: at most {p["max_miss"]:.0%} of the fakes of a generator that training did not see are called real, '
+            f'{fakes} families left out of training. In between: `unsure` (`close_call`).'
+        )
+    return out
 
 
 def _promises(s):
     "What threshold and band promise, in a sentence each."
     p, out = s.get('promise', {}), []
+    if p.get('unseen'):
+        return _promises_unseen(s)
     if p.get('max_fpr'):
         out.append(
             f'`fake` from {s["threshold"]:.3f}: chosen so that at most {p["max_fpr"]:.0%} of photographs like those held out are called fake, in every source (split conformal).'
@@ -87,10 +128,7 @@ def render_card(settings) -> str:  # of a weights file, as `load_weights` gives 
             parts.append(f'## {title}\n\n{c[key]}')
     parts.append('## Promises\n\n' + '\n'.join(f'- {p}' for p in _promises(s)))
     if s.get('evaluation'):
-        parts.append(
-            '## Figures\n\nOn held-out images without a flaw, with 95 % intervals; groups of images of one person are drawn together.\n\n'
-            + _figures(s['evaluation'])
-        )
+        parts.append(_measured(s['evaluation']))
     return '\n\n'.join(parts) + '\n'
 
 

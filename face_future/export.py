@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['trace', 'tensor_places', 'point_into', 'ExportError', 'example_inputs', 'largest_gap', 'export_onnx',
-           'held_out_squares', 'auroc_change', 'gate', 'note_precision', 'quantise']
+           'held_out_squares', 'gate', 'note_precision', 'quantise']
 
 # %% ../nbs/08_export.ipynb #e08-imports
 import io
@@ -28,6 +28,7 @@ import face_future
 from .backends import BackendMissing, Onnx, OpenVino
 from .data import Preprocess, read_rgb
 from .files import atomic_write
+from .metrics import auroc_change
 from .model import forward_all, load_weights, save_weights
 
 # %% ../nbs/08_export.ipynb #e08-tracefn
@@ -194,37 +195,15 @@ def held_out_squares(
     from face_future.labels import Labels
     from face_future.tta_inference import Predictor
 
-    labels, looker = Labels.load(labels_file), Predictor(graph, backend='onnx', device='cpu')
-    rows = labels.rows[labels.rows.split == split]
-    some = (
-        rows.groupby(['source', 'prediction'])
-        .sample(frac=1, random_state=seed)
-        .groupby(['source', 'prediction'])
-        .head(n)
+    some, looker = (
+        Labels.load(labels_file).part(split).sample(n, seed),
+        Predictor(graph, backend='onnx', device='cpu'),
     )
-    looks = [looker.look(read_rgb(labels.root / p))[0] for p in some.path]
-    fake = (some.prediction == 'fake').to_numpy() != (labels.fake_means == 'photograph')
+    looks, fake = [looker.look(read_rgb(f))[0] for f in some.files], some.is_fake
     sure = np.array([not reason for *_, reason in looks])
     if not len(set(fake[sure])) == 2:
         raise ExportError(f'{Path(labels_file).name}: its {split} images do not show both classes.')
     return np.stack([x for x, *_ in looks])[sure], fake[sure]
-
-
-def auroc_change(
-    fake, before, after, rounds=1000, seed=0
-) -> tuple:  # AUROC before, after, the change's 95 % interval
-    "Paired bootstrap over images, of N truths and logits."
-    from scipy.stats import rankdata
-
-    def auc(y, z):
-        return (rankdata(z)[y].mean() - (y.sum() + 1) / 2) / (~y).sum()
-
-    rng, changes = np.random.default_rng(seed), []
-    for _ in range(rounds):
-        k = rng.integers(0, len(fake), len(fake))
-        if 0 < fake[k].sum() < len(k):
-            changes.append(auc(fake[k], after[k]) - auc(fake[k], before[k]))
-    return auc(fake, before), auc(fake, after), *np.percentile(changes, [2.5, 97.5])
 
 # %% ../nbs/08_export.ipynb #e08-gatefn2
 def gate(

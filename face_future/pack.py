@@ -15,9 +15,9 @@ import torch
 from .model_config import calibrated
 
 from .calibrate import choose
-from .evaluate import by_source, report, score_images
+from .evaluate import read_left_out, score_images
+from .metrics import evaluation
 from .model import save_weights
-from .shortcuts import score
 from .tta_inference import DOUBTS, Predictor
 
 # %% ../nbs/parts/pack.ipynb #k07e-half
@@ -34,21 +34,21 @@ def halve(predictor) -> float:  # the largest change of a logit
 
 # %% ../nbs/parts/pack.ipynb #k07e-held
 def held_out_settings(
-    predictor, labels, max_fpr=None, max_miss=None, photo_sources=None, progress=False
-) -> dict:
+    predictor, labels, max_fpr=None, max_miss=None, photo_sources=None, unseen=None, progress=False
+) -> dict:  # unseen: left-out scores for `choose`, or their CSV
     "Calibration, threshold, band and figures of `predictor`, with its views, on the held-out images without a flaw."
+    if isinstance(unseen, (str, Path)):
+        unseen = read_left_out(unseen)
     every = score_images(predictor, labels, progress=progress)
     t = every[every.logit.notna() & every.reason.isin(['', *DOUBTS])]
-    chosen = choose(t.logit, t.fake, t.source, t.group, max_fpr, max_miss, photo_sources)
+    chosen = choose(t.logit, t.fake, t.source, t.group, max_fpr, max_miss, photo_sources, unseen)
     t = t.assign(score=calibrated(t.logit, chosen))
-    figures = report(t, chosen['threshold']).drop(columns='how').round(4)
-    metrics = {
-        'views': ','.join(predictor.views),
-        **score(t.fake, t.logit),
-        'unsure': len(every) - len(t),
-        **by_source(t.source, t.fake, t.score, chosen['threshold']),
-    }
-    return dict(**chosen, evaluation=json.loads(figures.to_json(orient='records')), metrics=metrics)
+    return dict(
+        **chosen,
+        evaluation=evaluation(
+            t, chosen['threshold'], ','.join(predictor.views), unsure=len(every) - len(t)
+        ),
+    )
 
 # %% ../nbs/parts/pack.ipynb #k07e-pack
 def pack(

@@ -10,6 +10,7 @@ const words = said => said.verdict === 'real' && said.p_fake >= 0.5 ? 'Some sign
 const REASONS = {
   no_face: 'No face was found.', face_too_small: 'The face is too small to judge.', face_cut: 'The face is cut off by the edge of the picture.',
   too_dark: 'The face is too dark to judge.', too_blurred: 'The face is too blurred to judge.', too_compressed: 'The picture is too strongly compressed to judge.',
+  faces_left_out: 'No sign of a fake in the faces that were judged, but not all faces were.',
   close_call: 'Too close to call: some signs, neither few enough to call it real nor enough to call it a fake.', views_disagree: 'The face and its mirror image get opposite verdicts.',
 };
 const MEANS = {
@@ -122,7 +123,7 @@ function succeed(item, a) {
   $('.result .verdict', card).textContent = several && fakes ? `Signs of a fake in ${fakes} of ${all} faces` : several && a.verdict === 'unsure' && unsure < all ? `Can’t tell for ${unsure} of ${all} faces` : words(a);
   const why = a.verdict === 'unsure' && !several ? a.reasons.map(reason) : []; // of several, each says its own
   if (several && unsure && a.verdict !== 'unsure') why.push(`It can’t tell for ${unsure} of ${all} faces.`);
-  if (a.faces_left_out) why.push(`Only the ${a.faces.length} largest faces were judged, ${a.faces_left_out} were not.`);
+  if (a.faces_left_out) why.push(`Only the ${a.faces.length} largest faces were judged; ${a.faces_left_out} ${a.faces_left_out === 1 ? 'was' : 'were'} not.`);
   $('.result .why', card).textContent = why.join(' ');
   marks.replaceChildren(); list.replaceChildren();
   for (const [i, f] of a.faces.entries()) {
@@ -140,7 +141,32 @@ function succeed(item, a) {
   shown.onchange = () => { card.classList.toggle('hot', shown.checked); legend.hidden = !shown.checked; };
   $('.means', card).textContent = MEANS[a.verdict];
   json(card, a);
+  upright(item, a.image.orientation).catch(() => {}); // sideways is better than not at all
   say(`${$('.name', card).textContent}: ${$('.result .verdict', card).textContent}. ${[...why, ...(a.verdict === 'unsure' ? [] : [`Probability of a fake ${percent(a.p_fake)}.`])].join(' ')}`);
+}
+
+// A picture two wide and one high that says it is to be turned: some browsers do that for some formats only.
+const TURNED = { webp: 'data:image/webp;base64,UklGRk4AAABXRUJQVlA4WAoAAAAIAAAAAQAAAAAAVlA4TA4AAAAvAQAAAAcQEf0PRET/A0VYSUYaAAAATU0AKgAAAAgAAQESAAMAAAABAAYAAAAAAAA=', png: 'data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAIAAAB7QOjdAAAAGmVYSWZNTQAqAAAACAABARIAAwAAAAEABgAAAAAAANZnS2kAAAAPSURBVHicY2BgYGBgYAAAAAcAAVchYhkAAAAASUVORK5CYII=' };
+const MOVES = { 2: (w, h) => [-1, 0, 0, 1, w, 0], 3: (w, h) => [-1, 0, 0, -1, w, h], 4: (w, h) => [1, 0, 0, -1, 0, h], 5: () => [0, 1, 1, 0, 0, 0], 6: (w, h) => [0, 1, -1, 0, h, 0], 7: (w, h) => [0, -1, -1, 0, h, w], 8: (w, h) => [0, -1, 1, 0, 0, w] };
+const turns = {}; // does this browser turn that format?
+function loaded(image, url) { return new Promise((yes, no) => { image.onload = () => yes(image); image.onerror = no; image.src = url; }); }
+
+async function upright(item, orientation) {
+  if (!MOVES[orientation]) return;
+  const head = new TextDecoder('latin1').decode(await item.file.slice(0, 12).arrayBuffer());
+  const kind = head.startsWith('RIFF') ? 'webp' : head.includes('PNG') ? 'png' : '';
+  if (!kind) return; // every browser turns a JPEG
+  turns[kind] ??= (await loaded(new Image(), TURNED[kind])).naturalWidth === 1;
+  if (turns[kind] || item.gone) return;
+  const raw = await loaded(new Image(), item.url), canvas = document.createElement('canvas');
+  const w = raw.naturalWidth, h = raw.naturalHeight, across = orientation > 4;
+  canvas.width = across ? h : w; canvas.height = across ? w : h;
+  const pen = canvas.getContext('2d');
+  pen.setTransform(...MOVES[orientation](w, h)); pen.drawImage(raw, 0, 0);
+  const blob = await new Promise(done => canvas.toBlob(done));
+  if (!blob || item.gone) return;
+  URL.revokeObjectURL(item.url); item.url = URL.createObjectURL(blob);
+  $('.frame > img', item.card).src = item.url;
 }
 
 function heat(marks, map, image) {

@@ -13,12 +13,10 @@ import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.stats import binomtest
 
 from .data import read_rgb
-from .evaluate import pairs
 from .files import atomic_write
-from .metrics import auroc_interval
+from .metrics import auroc_interval, pairs, wilson
 
 # %% ../nbs/parts/robustness.ipynb #r07c-damage
 def _saved(rgb, format, quality):
@@ -112,11 +110,9 @@ def robustness(
 
 
 def _figures(fake, p, verdict):
-    share = lambda k, hits: (
-        k,
-        float(hits.mean()),
-        *map(float, binomtest(int(hits.sum()), len(hits)).proportion_ci(method='wilson')),
-    )
+    def share(name, hits):
+        return name, *wilson(hits)
+
     return [
         ('auroc', *map(float, auroc_interval(fake, p))),
         share('recall', verdict[fake] == 'fake'),
@@ -157,13 +153,8 @@ def write_robustness(
     predictor, labels, out, n: int, split: str = 'valid'
 ) -> int:  # how many images
     "`robustness.csv` and `robustness.png` in the folder `out`, on n images of each source and class of `labels`."
-    rows, files = labels.rows[[not split or s == split for s in labels.rows.split]], labels.files
-    some = rows.sample(frac=1, random_state=0).groupby(['source', 'prediction']).head(n)
-    fake = (some.prediction == 'fake') != (labels.fake_means == 'photograph')
-    table, b = (
-        robustness(predictor, [files[i] for i in some.index], some.source, fake),
-        io.BytesIO(),
-    )
+    some, b = labels.part(split).sample(n), io.BytesIO()
+    table = robustness(predictor, some.files, some.rows.source, some.is_fake)
     fig = draw_matrix(table).figure
     fig.savefig(b, format='png', bbox_inches='tight')
     import matplotlib.pyplot as plt
