@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install dev predict test check style book stamp export bench lab hooks release-check clean
+.PHONY: help install dev predict test check style book readme stamp export bench lab hooks release-check clean
 
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 METADATA := settings.ini setup.py
@@ -80,7 +80,10 @@ style: $(VENV)/.installed-dev ## format and lint with ruff, as ruff.toml says; c
 book: $(VENV)/.installed-dev ## read every notebook in a real Jupyter kernel: no error, no warning; half an hour
 	@OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/python" tools/read_through.py nbs
 
-stamp: ## note that TABLES in nbs/reports/results were just measured with the packaged WEIGHTS (faces)
+readme: $(VENV)/.installed-dev ## write the table of results in README.md from the packaged weights
+	@"$(BIN)/python" tools/readme.py
+
+stamp: $(VENV)/.installed-dev ## note that TABLES in nbs/reports/results were just measured with the packaged WEIGHTS (faces)
 	@"$(BIN)/python" tools/checksums.py $(or $(WEIGHTS),faces) $(TABLES)
 
 export: $(VENV)/.installed-dev ## make the graphs beside the packaged weights anew; measures bf16 where LABELS is there
