@@ -43,7 +43,7 @@ predict: $(VENV)/.installed ## verdicts on data/sample: a table, and both JSON f
 	@"$(BIN)/face_future" predict "$(SAMPLE)" --out "$(OUT)"
 
 # A pass is remembered with the checksum of all that was tested; FORCE=1 tests again.
-TESTED = find nbs face_future data/sample tools .github *.md *.ini *.toml setup.py Makefile -type f ! -name '*.pyc' ! -path '*/.ipynb_checkpoints/*' | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cksum | cksum
+TESTED = find nbs face_future data/sample tools .github *.md *.ini *.toml setup.py Makefile -type f ! -name '*.pyc' ! -path '*/.*' | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cksum | cksum
 test: $(VENV)/.installed-dev ## run every notebook as a test
 	@sum=$$($(TESTED)); \
 	if [ -z "$(FORCE)" ] && [ "$$(tail -n 1 "$(VENV)/.tested" 2>/dev/null)" = "$$sum" ]; then \
