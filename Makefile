@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install dev predict test check book export bench lab hooks clean
+.PHONY: help install dev predict test check style book readme stamp export bench lab hooks release-check clean
 
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 METADATA := settings.ini setup.py
@@ -18,7 +18,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo "  Settings, for instance: make predict PYTHON=python3.12 SAMPLE=my/pictures OUT=my/verdicts"
 
 # Two stamps in the one virtual environment: pip runs again only when the package's metadata have changed.
@@ -43,7 +43,7 @@ predict: $(VENV)/.installed ## verdicts on data/sample: a table, and both JSON f
 	@"$(BIN)/face_future" predict "$(SAMPLE)" --out "$(OUT)"
 
 # A pass is remembered with the checksum of all that was tested; FORCE=1 tests again.
-TESTED = find nbs face_future data/sample settings.ini setup.py -type f ! -name '*.pyc' ! -path '*/.*' | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cksum | cksum
+TESTED = find nbs face_future data/sample tools .github *.md *.ini *.toml setup.py Makefile -type f ! -name '*.pyc' ! -path '*/.*' | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cksum | cksum
 test: $(VENV)/.installed-dev ## run every notebook as a test
 	@sum=$$($(TESTED)); \
 	if [ -z "$(FORCE)" ] && [ "$$(tail -n 1 "$(VENV)/.tested" 2>/dev/null)" = "$$sum" ]; then \
@@ -60,7 +60,7 @@ test: $(VENV)/.installed-dev ## run every notebook as a test
 	echo "$$ran notebooks passed."
 
 SOURCES = find nbs face_future -type f '(' -name '*.ipynb' -o -name '*.py' ')' ! -path '*/.*' | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cksum
-check: $(VENV)/.installed-dev ## see that notebooks are clean and modules are what they export
+check: $(VENV)/.installed-dev ## see that notebooks are clean and in style, and modules are what they export
 	@before=$$($(SOURCES)); \
 	"$(BIN)/nbdev_clean"; "$(BIN)/nbdev_export"; \
 	after=$$($(SOURCES)); \
@@ -72,9 +72,19 @@ check: $(VENV)/.installed-dev ## see that notebooks are clean and modules are wh
 	  [ -f "$$nb" ] || { echo "$$nb is gone, and the module made from it is still in face_future/: delete that too." >&2; exit 1; }; \
 	done
 	@echo "Notebooks are clean, and the modules are what they export."
+	@$(MAKE) --no-print-directory style
 
-book: $(VENV)/.installed-dev ## read every chapter in a real Jupyter kernel, one by one: no error, no warning; a quarter of an hour
-	@OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/python" -c 'from face_future.read_through import read_book; read_book("nbs")'
+style: $(VENV)/.installed-dev ## format and lint with ruff, as ruff.toml says; changes nothing
+	@PATH="$(abspath $(BIN)):$$PATH" tools/style.sh
+
+book: $(VENV)/.installed-dev ## read every notebook in a real Jupyter kernel: no error, no warning; half an hour
+	@OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/python" tools/read_through.py nbs
+
+readme: $(VENV)/.installed-dev ## write the table of results in README.md from the packaged weights
+	@"$(BIN)/python" tools/readme.py
+
+stamp: $(VENV)/.installed-dev ## note that TABLES in nbs/reports/results were just measured with the packaged WEIGHTS (faces)
+	@"$(BIN)/python" tools/checksums.py $(or $(WEIGHTS),faces) $(TABLES)
 
 export: $(VENV)/.installed-dev ## make the graphs beside the packaged weights anew; measures bf16 where LABELS is there
 	@"$(BIN)/face_future" export challenge --images data/sample
@@ -86,8 +96,16 @@ bench: $(VENV)/.installed-dev ## time every backend against the seed's way and t
 lab: $(VENV)/.installed-dev ## open the notebooks in JupyterLab
 	@PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/jupyter" lab nbs
 
-hooks: $(VENV)/.installed-dev ## git and Jupyter hooks that clean and merge notebooks
+hooks: $(VENV)/.installed-dev ## git and Jupyter hooks: clean and merge notebooks, check the style before a commit
 	@PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/nbdev_install_hooks"
+	@hook="$$(git rev-parse --git-path hooks)/pre-commit"; \
+	if [ -e "$$hook" ] && ! cmp -s tools/pre-commit "$$hook"; then \
+	  echo "$$hook is there already: let it call tools/pre-commit." >&2; exit 1; \
+	fi; \
+	mkdir -p "$$(dirname "$$hook")"; cp tools/pre-commit "$$hook"; chmod +x "$$hook"
+
+release-check: $(VENV)/.installed-dev ## build the package, and use its wheel in a fresh environment; changes dist/ only
+	@tools/release_check.sh "$(abspath $(BIN))/python"
 
 clean: ## delete what make built (.venv and predictions too); data/ and runs/ stay
 	rm -rf "$(VENV)" "$(OUT)" build dist _proc _docs face_future.egg-info

@@ -1,0 +1,106 @@
+"""The table of results in README.md, made from the packaged weights: `make readme`.
+
+The weights file keeps what it was measured to be worth, and README must not say anything else:
+nbs/checks/house_rules.ipynb compares the two.
+"""
+
+import json
+import re
+
+from safetensors import safe_open
+
+from checksums import ROOT, short
+
+BLOCK = re.compile(r'(<!-- results: .*? -->\n).*?(<!-- end of results -->)', re.S)
+NAMES = {
+    'dfdc': 'DFDC face swaps | DFDC, frames of videos',
+    'stylegan': 'StyleGAN faces',
+    'stable-diffusion-2.1': 'Stable Diffusion 2.1 portraits',
+    'ffhq': 'FFHQ',
+    'lfw': 'LFW',
+    'all-age-faces': 'All-Age-Faces',
+    'pooled': '**all together** | all together',
+}
+COLUMNS = ['fakes', 'against photographs of', 'images', 'AUROC (95 % interval)']
+COLUMNS += ['fakes called fake', 'photographs called fake']
+
+
+def figures(settings):
+    "The rows of the evaluation that a weights file keeps: pair, metric, value, lo, hi, counts."
+    evaluation = settings['evaluation']
+    return evaluation['figures'] if isinstance(evaluation, dict) else evaluation
+
+
+def pair_name(pair):
+    "The names of the fakes and of the photographs, as two cells of a table."
+    names = [NAMES.get(part, part) for part in pair.split(', ')]
+    return ' | '.join(names)
+
+
+def percent(share, digits):
+    return f'{share:.{digits}%}'.replace('%', ' %')
+
+
+def row(pair, found):
+    "A pair of sources as a row of the table; `found` maps its metrics to their figures."
+    auroc = found['auroc']
+    cells = [
+        pair_name(pair),
+        f'{auroc["n_fake"] + auroc["n_real"]:,}',
+        f'**{auroc["value"]:.3f}** ({auroc["lo"]:.3f} to {auroc["hi"]:.3f})',
+        percent(found['recall']['value'], 0),
+        percent(found['false_alarms']['value'], 1),
+    ]
+    return f'| {" | ".join(cells)} |'
+
+
+def hardest(pairs):
+    "Of each kind of fakes only the pair with the lowest AUROC, and all together last."
+    shown = {}
+    for pair, found in sorted(pairs.items(), key=lambda p: p[1]['auroc']['value']):
+        shown.setdefault(pair.split(', ')[0], (pair, found))
+    together = shown.pop('pooled')
+    return [*shown.values(), together]
+
+
+def table(settings):
+    "The results as Markdown: a row for each kind of fakes, all together last, and which weights."
+    pairs = {}
+    for figure in figures(settings):
+        pairs.setdefault(figure['pair'], {})[figure['metric']] = figure
+    lines = [f'| {" | ".join(COLUMNS)} |', '|---' * len(COLUMNS) + '|']
+    lines += [row(pair, found) for pair, found in hardest(pairs)]
+    return '\n'.join([*lines, '', note(settings)])
+
+
+def note(settings):
+    "Which weights, and how they decide, in a sentence each."
+    promise = settings['promise']
+    return (
+        f'Weights `faces {settings["checksum"]}`. They say `fake` from a `p_fake` of '
+        f'{settings["threshold"]:.3f}, chosen so that at most {percent(promise["max_fpr"], 0)} of '
+        f'photographs like these are called fake, in every source, and `real` below '
+        f'{settings["real_below"]:.3f}, so that at most {percent(promise["max_miss"], 0)} of such '
+        'fakes are called real. In between they say `unsure`.'
+    )
+
+
+def with_results(readme, settings):
+    "The text of README with today's results between its two marks."
+    text, n = BLOCK.subn(lambda m: f'{m[1]}\n{table(settings)}\n\n{m[2]}', readme)
+    assert n == 1, 'README.md has no place for the results, or more than one'
+    return text
+
+
+def packaged_settings():
+    "What the packaged weights for faces say of themselves, with their short checksum."
+    file = ROOT / 'face_future' / 'weights' / 'faces.safetensors'
+    with safe_open(file, framework='numpy') as weights:
+        settings = json.loads(weights.metadata()['face_future'])
+    return settings | {'checksum': short(file)}
+
+
+if __name__ == '__main__':
+    page = ROOT / 'README.md'
+    page.write_text(with_results(page.read_text(encoding='utf-8'), packaged_settings()), 'utf-8')
+    print("README.md has the results of today's weights.")
