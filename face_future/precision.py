@@ -61,7 +61,7 @@ def auroc(y, score) -> float:
     "Area under the ROC curve, ties counting half, of N bool truths and N scores."
     return float((rankdata(score)[y].mean() - (y.sum() + 1) / 2) / (~y).sum())
 
-
+# %% ../nbs/parts/precision.ipynb #prc-changefn
 def auroc_change(y, before, after, rounds: int = 1000, seed: int = 0) -> tuple:
     "AUROC before and after, and the 95 % interval of its change (paired bootstrap over images)."
     rng = np.random.default_rng(seed)
@@ -80,7 +80,7 @@ def verdict_side(logit, settings: dict) -> np.ndarray:  # same shape: 1 fake, -1
     low = settings.get('real_below', high)
     return np.where(p_fake >= high, 1, np.where(p_fake < low, -1, 0))
 
-
+# %% ../nbs/parts/precision.ipynb #prc-flipfn2
 def flipped(before, after, settings: dict, margin: float = 0.1) -> np.ndarray:  # N bool
     "Which verdicts go from real to fake or back; not those within `margin` of it before."
     steady = verdict_side(before - margin, settings) == verdict_side(before + margin, settings)
@@ -101,7 +101,7 @@ def timed_logits(backend, x) -> tuple:  # N logits, processor time a crop in ms
     logit = backend(x)[0]
     return logit, 1e3 * (time.process_time() - start) / len(x)
 
-
+# %% ../nbs/parts/precision.ipynb #prc-casesfn
 def case_logits(graph, x, sign: float) -> dict:  # name -> logits in the world's sense, ms
     "What each of `CASES` that can run here gives."
     out = {}
@@ -121,12 +121,12 @@ def compare_logits(fake, before, after, settings: dict) -> dict:
     gap = float(abs(after - before).max())
     return dict(auroc=second, change=second - first, lo=lo, hi=hi, flips=flips, gap=gap)
 
-
+# %% ../nbs/parts/precision.ipynb #prc-passesfn
 def passes(row: dict) -> bool:
     "Whether a row of `check_precision` shows no loss, surely enough."
     return bool(row['hi'] >= 0 and row['lo'] > -0.005 and row['flips'] == 0)
 
-
+# %% ../nbs/parts/precision.ipynb #prc-signfn
 def _sign(settings) -> float:
     "1 where a positive output says fake in the world's sense, else -1."
     inverted = settings['fake_means'] == 'photograph'

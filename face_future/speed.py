@@ -45,7 +45,7 @@ from .tta_inference import VIEWS, Predictor, get_views, predict_files
 ORIGINAL = Preprocess(380)
 ORIGINAL_VIEWS = ('identity', 'flip', 'rot90', 'rot270')
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-original-fn
 @torch.inference_mode()
 def predict_original(
     model,  # gives N × 2 outputs
@@ -77,7 +77,7 @@ def _matmul_graph(n):
     body = helper.make_graph([node], 'matmul', [a, b], [c])
     return helper.make_model(body, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-limitfn4
 def matmul_onnx(n: int = 2048):  # -> a function, and its number of operations
     "ONNX Runtime's multiplication of two n × n matrices, in 32 bits."
     import onnxruntime as ort
@@ -160,7 +160,7 @@ def limit_cases() -> list[dict]:
         for what, (run, operations) in limits.items()
     ]
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-atoncefn
 def at_once(backend, x, streams: int):
     "A function that gives `x` to a backend from as many threads as it has streams."
     executor = ThreadPoolExecutor(streams)
@@ -192,14 +192,14 @@ def _inference(model, x):
 
     return run
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-compiledfn
 def _compiled_cases(model, x, batches, gflop) -> list[dict]:
     fast = torch.compile(model)
     facts = dict(what='torch compiled', gflop=gflop, limit='f32')
     runs = [(n, _inference(fast, torch.from_numpy(x[:n]))) for n in batches]
     return [case(run, n, batch=n, **facts) for n, run in runs]
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-widefn
 def _wide_case(model) -> dict:
     run = _inference(model.to(memory_format=torch.contiguous_format), torch.randn(1, 3, 380, 380))
     return case(run, what='network 380 px', gflop=count_flops(model, 380) / 1e9, limit='f32')
@@ -251,7 +251,7 @@ def _half(net, x, device, half):
 
     return run
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-syncfn
 def _synchronised(run, device):
     "A function that ends when a GPU has done what `run` asked of it."
 
@@ -299,7 +299,7 @@ def _next_file(predict, files):
     turn = iter(range(10**9))
     return lambda: predict(files[next(turn) % len(files)])
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-originalfn2
 def original_cases(file, settings: dict, model, files) -> list[dict]:
     "File by file, from the original submission's way to our `Predictor`."
     small = Preprocess(settings['preprocess']['size'])
@@ -335,7 +335,7 @@ def folder_cases(file, files) -> list[dict]:
 def _batches(crops, n=8) -> list:
     return [crops[i : i + n] for i in range(0, len(crops), n)]
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-stagesfn
 def _stages(predictor, files) -> tuple:  # what `look` gave, and ms of processor time an image
     "Decode, detect and crop, predict: each for all files, one after the other."
     times = [time.process_time()]
@@ -357,7 +357,7 @@ def _network_rate(predictor, crops) -> float:
         list(executor.map(predictor.judge, _batches(crops)))
     return len(crops) / (time.perf_counter() - start)
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-ratefn
 def _folder_rate(predictor, files) -> float:
     "Images a second from files to outputs."
     start = time.perf_counter()
@@ -375,7 +375,7 @@ def _predictors(weights) -> dict:  # name -> `Predictor`
             pass
     return found
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-sharefn
 def _share(name, ms, rates) -> dict:
     "A row of `folder_shares`, from pairs of a folder's and the bare network's images a second."
     folder, bare = np.array(rates).T
@@ -407,7 +407,7 @@ def folder_shares(
 def _conv_kind(grouped, kernel, pixels) -> str:
     "What a convolution is, in the network's terms."
     if grouped:
-        return 'by channel'
+        return 'depthwise'
     if pixels == 1:
         return 'squeeze and excite'
     return '1 × 1' if kernel == 1 else '3 × 3'
@@ -494,6 +494,13 @@ def layers(
     table['gflop_s'] = table.gflop / table.ms * 1e3
     return table.assign(precision=precision).sort_values('ms', ascending=False)
 
+# %% ../nbs/parts/speed.ipynb #v08b-versionfn
+def _version(package) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ''
+
 # %% ../nbs/parts/speed.ipynb #v08b-runfn
 def machine() -> dict:
     "What a figure of speed must be read with: processor, threads, load, date, versions."
@@ -507,18 +514,11 @@ def machine() -> dict:
         versions=' '.join(f'{name} {_version(name)}' for name in names),
     )
 
-
-def _version(package) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ''
-
 # %% ../nbs/parts/speed.ipynb #v08b-writefn
 def _write(file, table):
     atomic_write(file, table.to_csv(index=False))
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-besidefn
 def _beside(out, name) -> Path:
     return Path(out).with_name(f'{Path(out).stem}_{name}.csv')
 
