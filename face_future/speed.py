@@ -148,17 +148,19 @@ def take_turns(
     return pd.DataFrame(rows)
 
 # %% ../nbs/parts/speed.ipynb #v08b-waysfn
-def limit_cases() -> list[dict]:
-    "Matrix multiplications: the processor's limit."
+def limit_cases(precisions=('f32', 'bf16'), n: int = 2048) -> list[dict]:
+    "Matrix multiplications of n × n, in some precisions: the processor's limit."
     limits = {
-        'matmul f32': matmul(),
-        'matmul f32 onnx': matmul_onnx(),
-        'matmul bf16': matmul(torch.bfloat16),
+        'matmul f32': matmul(n=n),
+        'matmul f32 onnx': matmul_onnx(n),
+        'matmul bf16': matmul(torch.bfloat16, n),
     }
-    return [
-        case(run, what=what, gflop=operations / 1e9, limit=what.split()[1])
-        for what, (run, operations) in limits.items()
-    ]
+    cases = []
+    for what, (run, operations) in limits.items():
+        precision = what.split()[1]
+        if precision in precisions:
+            cases.append(case(run, what=what, gflop=operations / 1e9, limit=precision))
+    return cases
 
 # %% ../nbs/parts/speed.ipynb #v08b-atoncefn
 def at_once(backend, x, streams: int):
@@ -559,16 +561,19 @@ def run_bench(
     facts = machine()
     file = find_weights(weights)
     model, settings = load_weights(file)
+    alone = network_cases(file, settings, model, compiled)
     cases = [
-        *limit_cases(),
-        *network_cases(file, settings, model, compiled),
+        *limit_cases(
+            {c['limit'] for c in alone}
+        ),  # emulated bf16 takes minutes, and limits nothing
+        *alone,
         *gpu_cases(model, settings['preprocess']['size']),
         *original_cases(file, settings, model, files),
         *folder_cases(file, files),
     ]
     table = add_shares(take_turns(cases, rounds, seconds))
-    alone = table[table.what.isin(BACKENDS)].groupby('what').per_s.max()
-    keep_order(alone.sort_values(ascending=False).index)
+    fastest = table[table.what.isin(BACKENDS)].groupby('what').per_s.max()
+    keep_order(fastest.sort_values(ascending=False).index)
     if out:
         keep_record(table, out, file, settings, files, rounds=rounds, seconds=seconds, **facts)
     return table
