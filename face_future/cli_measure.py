@@ -259,19 +259,13 @@ def export(
         Optional[Path], typer.Option(help='Folder of photographs to check the graph on.')
     ] = None,
     n: Annotated[int, typer.Option(help='Images of each source and class to measure on.')] = 60,
-    int8: Annotated[
-        bool,
-        typer.Option(
-            '--int8',
-            help='Write a graph in 8-bit integers too, calibrated on training images of --labels-file.',
-        ),
-    ] = False,
 ):
     """Write an ONNX graph that points into its weights file, checked against PyTorch; ONNX Runtime and OpenVINO run it.
 
     Example: face_future export runs/first/model_best.safetensors --labels-file train_labels.json
     """
-    from face_future.export import export_onnx, gate, note_precision, quantise
+    from face_future.export import export_onnx
+    from face_future.precision import check_precision, note_precision
     from face_future.tta_inference import folder_images
 
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
@@ -280,12 +274,10 @@ def export(
     )
     if not labels_file:
         return
-    if int8:
-        typer.echo(f'{quantise(file, labels_file)}: in 8-bit integers')
-    for r in note_precision(file, gate(file, labels_file, n)):
+    for r in note_precision(file, check_precision(file, labels_file, n)):
         typer.echo(
             f'{r["backend"]}: {r["n"]} images, AUROC {r["auroc"]:.4f}, change {r["change"]:+.4f} [{r["lo"]:+.4f}, {r["hi"]:+.4f}], '
-            f'{r["flips"]} verdicts changed, {r["cpu_ms"]:.1f} CPU ms a square'
+            f'{r["flips"]} verdicts flipped, {r["cpu_ms"]:.1f} CPU ms a crop'
             + ('' if r['passed'] is None else ', passed' if r['passed'] else ', not passed')
         )
 
@@ -294,8 +286,8 @@ def export(
 def bench(
     folder: Annotated[Path, typer.Argument(help='Folder of images.')] = Path('data/sample'),
     weights: Weights = None,
-    rounds: Annotated[int, typer.Option(help='How often the ways take turns.')] = 5,
-    seconds: Annotated[float, typer.Option(help='For each way, each round.')] = 1.0,
+    rounds: Annotated[int, typer.Option(help='How often the cases take turns.')] = 5,
+    seconds: Annotated[float, typer.Option(help='For each case, each round.')] = 1.0,
     compiled: Annotated[
         bool,
         typer.Option('--compiled', help='Also PyTorch compiled (a minute or two to begin with).'),
@@ -305,7 +297,9 @@ def bench(
         typer.Option(help='Write the table here, as CSV; the layers and the folder beside it.'),
     ] = None,
 ):
-    """Time every backend against the seed's way and against the processor's limit, in turn; remember the fastest.
+    """Time every backend against the original submission and the processor's limit, in turns.
+
+    The fastest is remembered on this machine.
 
     Example: face_future bench data/sample --rounds 3
     """
@@ -313,7 +307,7 @@ def bench(
     from face_future.tta_inference import folder_images
 
     table = run_bench(folder_images(folder), weights, rounds, seconds, compiled, out)
-    shown = Table('what', 'batch', '../reports/images/s', 'p50 ms', 'p95 ms', 'share of peak')
+    shown = Table('what', 'batch', 'images/s', 'p50 ms', 'p95 ms', 'share of peak')
     for r in table.itertuples():
         shown.add_row(
             r.what,
