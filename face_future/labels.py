@@ -10,6 +10,7 @@ __all__ = ['CLASSES', 'CONVENTIONS', 'LABEL_SOURCES', 'SUFFIXES', 'LEFTOVERS', '
 
 # %% ../nbs/00_labels.ipynb #lab-imports
 import codecs
+import gzip
 import io
 import json
 import os
@@ -191,7 +192,7 @@ def read_csv(file) -> pd.DataFrame:
     file = Path(file)
     if not file.is_file():
         raise LabelError(f'no such table: {file}')
-    data = file.read_bytes()
+    data = gzip.decompress(file.read_bytes()) if file.suffix == '.gz' else file.read_bytes()
     encoding = (
         'utf-16' if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else 'utf-8-sig'
     )
