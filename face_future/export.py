@@ -25,7 +25,6 @@ import face_future
 from .backends import Onnx
 from .data import Preprocess, read_rgb
 from .files import atomic_write
-from .metrics import auroc_change
 from .model import forward_all, load_weights, save_weights
 from .model_config import WeightsError, complete, find_weights, read_settings
 
