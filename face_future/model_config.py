@@ -32,7 +32,7 @@ def packaged_weights() -> list[str]:
     "Names of the weights that come with the package, for instance `faces`."
     return sorted(file.stem for file in PACKAGED.glob('*.safetensors'))
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-defaultfn
 def default_weights(folder: str | Path = '.') -> Path:
     "`model_best.*` in `folder`, or else the packaged `faces`; a `WeightsError` without either."
     own = [Path(folder) / f'model_best{ending}' for ending in ('.safetensors', '.pth')]
@@ -155,7 +155,7 @@ def _as_preprocess(value: Preprocess | Mapping) -> Preprocess:
     except (TypeError, ValueError) as error:
         raise WeightsError(f'preprocess: {error}') from error
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-asconfig
 def as_config(settings: Mapping) -> ModelConfig:
     "Settings as a `ModelConfig`, unknown keys in its `extra`; a `WeightsError` if they won't do."
     check_settings(settings)
@@ -199,7 +199,7 @@ def _fields(data: bytes) -> Iterator[tuple]:
             raise IndexError(at)
         yield key >> 3, value
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-onnxnotes
 def onnx_notes(file: str | Path) -> dict:  # name -> text
     "The notes (`metadata_props`) in an `.onnx` file; a `WeightsError` if it is damaged."
     try:
@@ -219,7 +219,7 @@ def _onnx_note(file: Path) -> str:
         )
     return note
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-safenote
 def _safetensors_note(file: Path) -> str | None:
     "The note in the header of a `.safetensors` file, if there is one."
     try:
@@ -259,7 +259,7 @@ ORIGINAL = dict(
     ),
 )
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-completefn
 def complete(
     file: str | Path,  # the weights file
     inside: Mapping | None = None,  # the note in it; None: `ORIGINAL`
