@@ -82,16 +82,16 @@ def _outputs(predictor, pictures: list) -> tuple:  # table, features, crops, map
     p = predictor.judge(pictures)
     d = p.deciding
     inputs = [crop[0] for crops in pictures for crop in crops]
-    said = dict(verdict=p.verdict[d], p_fake=p.p_fake[d], confidence=p.confidence[d])
+    output = dict(verdict=p.verdict[d], p_fake=p.p_fake[d], confidence=p.confidence[d])
     crops = np.stack([predictor.preprocess.undo(inputs[i]) for i in d])
     cam = None if p.cam is None else p.cam[d]
-    return pd.DataFrame(dict(**said, issue=p.flaw[d])), p.features[d], crops, cam
+    return pd.DataFrame(dict(**output, issue=p.flaw[d])), p.features[d], crops, cam
 
 # %% ../nbs/parts/embedding.ipynb #x05-describe
-def _describe(rows: pd.DataFrame, said: pd.DataFrame, fake_means: str) -> pd.DataFrame:
+def _describe(rows: pd.DataFrame, output: pd.DataFrame, fake_means: str) -> pd.DataFrame:
     "The table of a `Seen`, with the truth in the world's sense; a picture of no group is its own."
     table = rows[['path', 'source', 'group']].rename(columns={'path': 'file'})
-    table = table.reset_index(drop=True).join(said)
+    table = table.reset_index(drop=True).join(output)
     table['group'] = table.group.where(table.group != '', table.file)
     fake = (rows.prediction == 'fake').to_numpy() != (fake_means == 'photograph')
     table['truth'] = np.where(fake, 'fake', 'real')
@@ -146,8 +146,8 @@ def see(
                 batches.append(_outputs(predictor, list(readable.values())))
     if not kept:
         raise LabelError(f'not one of {len(rows)} pictures could be read under {labels.root}.')
-    said, *arrays = _joined(batches)
-    table = _describe(labels.rows.loc[kept], said, labels.fake_means)
+    output, *arrays = _joined(batches)
+    table = _describe(labels.rows.loc[kept], output, labels.fake_means)
     return _usable(table, arrays, len(rows) - len(kept))
 
 # %% ../nbs/parts/embedding.ipynb #t05-interval

@@ -77,9 +77,9 @@ def save_figure(fig, file: str | Path | None = None) -> None:
 # %% ../nbs/parts/plots.ipynb #x05p-captions
 def _captions(figures: pd.DataFrame, perplexity: float) -> tuple[str, str]:
     "What stands above a row of maps."
-    told = figures[figures.of == 'truth'].set_index('space')
-    own = told.loc['features']
-    f = told.loc[f'perplexity {perplexity:g}']
+    by_space = figures[figures.of == 'truth'].set_index('space')
+    own = by_space.loc['features']
+    f = by_space.loc[f'perplexity {perplexity:g}']
     here = f'15-NN accuracy {f.knn:.2f} ({f.knn_lo:.2f} to {f.knn_hi:.2f}) here'
     left = f'perplexity {perplexity:g}: {here}, {own.knn:.2f} in the features'
     return left, f'silhouette {f.silhouette:.2f}, trustworthiness {f.trust:.2f}'
