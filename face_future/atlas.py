@@ -120,11 +120,11 @@ WORDS = dict(
 
 def _legend_text(seen: Seen, figures: pd.DataFrame) -> str:
     "What stands under the maps, in HTML."
-    told = figures[figures.of == 'truth'][list(WORDS)].rename(columns=WORDS).round(3)
+    shown = figures[figures.of == 'truth'][list(WORDS)].rename(columns=WORDS).round(3)
     return (
         f'<b>{len(seen)} pictures as the network sees them.</b> Shape: class. Cross: mistake. '
         'Point at a dot to see it. How well the 15 nearest neighbours tell the class, '
-        f'in the features and on each map (95 % interval):{told.to_html(index=False, border=0)}'
+        f'in the features and on each map (95 % interval):{shown.to_html(index=False, border=0)}'
     )
 
 # %% ../nbs/parts/atlas.ipynb #a05-interactivefn
