@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGED', 'REQUIRED', 'FIXED', 'NOTES', 'ORIGINAL', 'WeightsError', 'packaged_weights', 'default_weights',
-           'find_weights', 'check_settings', 'onnx_notes', 'read_settings', 'one_evaluation', 'complete', 'load_config',
-           'calibrated', 'ModelConfig', 'as_config', 'threshold_for']
+           'find_weights', 'check_settings', 'calibrated', 'ModelConfig', 'as_config', 'threshold_for', 'onnx_notes',
+           'read_settings', 'one_evaluation', 'complete', 'load_config']
 
 # %% ../nbs/parts/model_config.ipynb #s01d-imports
 import hashlib
@@ -76,6 +76,113 @@ def check_settings(settings: Mapping) -> Mapping:
             "they must be 'real' and 'fake', in the order of the outputs."
         )
     return settings
+
+# %% ../nbs/parts/model_config.ipynb #s01d-calibratefn
+def calibrated(
+    logit,  # any shape, in the world's sense: larger means fake
+    settings: Mapping,  # `temperature`, or `calibration` of kind `isotonic` with its corners
+) -> np.ndarray:  # same shape, float32, in [0, 1]
+    "The probability of *fake* that a logit stands for."
+    z = np.asarray(logit, np.float64)
+    curve = settings.get('calibration', {})
+    if curve.get('kind') == 'isotonic':
+        return np.interp(z, curve['logit'], curve['p_fake']).astype(np.float32)
+    odds = np.clip(z / settings['temperature'], -60, 60)
+    return (1 / (1 + np.exp(-odds))).astype(np.float32)
+
+# %% ../nbs/parts/model_config.ipynb #s01d-mappingfn
+class _Settings(Mapping):
+    "A dataclass with a field `extra` as a read-only mapping of its known values."
+
+    def _known(self) -> dict:
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'extra'}
+        own['preprocess'] = asdict(self.preprocess)
+        return {k: v for k, v in own.items() if v is not None and v != ''} | self.extra
+
+    def __getitem__(self, key: str):
+        return self._known()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+# %% ../nbs/parts/model_config.ipynb #s01d-configfn
+@dataclass(frozen=True, eq=False)
+class ModelConfig(_Settings):
+    "How to feed a network and how to read its outputs."
+
+    arch: str  # a timm name
+    preprocess: Preprocess  # from RGB bytes to the network's input
+    classes: list  # `['real', 'fake']` in the order of the outputs
+    fake_means: str  # in the training data: `generated`, or `photograph` (inverted words)
+    temperature: float = 1.0  # the logit is divided by it
+    threshold: float = 0.5  # `p_fake` at or above it is called fake
+    real_below: float | None = None  # `p_fake` below it is called real; None: no abstention band
+    calibration: dict | None = None  # see `calibrated`; None: by the temperature
+    views: str | None = None  # test-time views that the figures were measured with
+    about: str | None = None  # a line for people
+    name: str = ''  # of the weights file
+    sha256: str = ''  # of the weights file
+    extra: dict = field(default_factory=dict)  # where it comes from: recipe, evaluation, card, …
+
+    @property
+    def sign(self) -> float:
+        "Second output minus first, times this, is the logit in the world's sense."
+        inverted = (self.fake_means == 'photograph') != (self.classes == ['fake', 'real'])
+        return -1.0 if inverted else 1.0
+
+    @property
+    def lower_threshold(self) -> float:
+        "`p_fake` below it is called real; from it up to `threshold` is the abstention band."
+        return self.threshold if self.real_below is None else self.real_below
+
+    def calibrated(self, logit) -> np.ndarray:
+        "See the function `calibrated`."
+        return calibrated(logit, self)
+
+    def note(self) -> dict:
+        "What a weights file keeps: all that is known, but for the file's own name and checksum."
+        return {k: v for k, v in self.items() if k not in ('name', 'sha256')}
+
+# %% ../nbs/parts/model_config.ipynb #s01d-asconfigfn
+def _as_preprocess(value: Preprocess | Mapping) -> Preprocess:
+    if isinstance(value, Preprocess):
+        return value
+    try:
+        return Preprocess(**value)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f'preprocess: {error}') from error
+
+# %% ../nbs/parts/model_config.ipynb #s01d-asconfig
+def as_config(settings: Mapping) -> ModelConfig:
+    "Settings as a `ModelConfig`, unknown keys in its `extra`; a `WeightsError` if they won't do."
+    check_settings(settings)
+    own = {f.name for f in fields(ModelConfig)} - {'extra'}
+    known = {k: v for k, v in settings.items() if k in own}
+    known['preprocess'] = _as_preprocess(known['preprocess'])
+    known['classes'] = list(known['classes'])
+    extra = {k: v for k, v in settings.items() if k not in own}
+    return ModelConfig(**known, extra=extra)
+
+# %% ../nbs/parts/model_config.ipynb #s01d-many
+def threshold_for(
+    faces: int,  # without a flaw, in one picture
+    threshold: float,  # for one face
+    table=None,  # of a weights file, `many_faces` (parts/calibrate): max_fpr, n, and the highest p_fake of n photographs; None: no correction
+) -> float:  # infinite where the table can't tell
+    "What the likeliest fake of so many faces must have for the picture to be called fake (Bonferroni on conformal p-values)."
+    if not table or faces < 2:
+        return threshold
+    above = (
+        int(np.floor(table['max_fpr'] / faces * (table['n'] + 1) + 1e-9)) - 1
+    )  # so many photographs may lie at or above
+    if above < 0:
+        return np.inf
+    if above >= len(table['p_fake']):
+        return threshold
+    return max(threshold, float(np.nextafter(table['p_fake'][above], np.inf)))
 
 # %% ../nbs/parts/model_config.ipynb #s01d-varint
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -215,110 +322,3 @@ def load_config(
     "The settings of a weights file or a packaged name, without reading its tensors."
     file = find_weights(file)
     return complete(file, read_settings(file), given)
-
-# %% ../nbs/parts/model_config.ipynb #s01d-calibratefn
-def calibrated(
-    logit,  # any shape, in the world's sense: larger means fake
-    settings: Mapping,  # `temperature`, or `calibration` of kind `isotonic` with its corners
-) -> np.ndarray:  # same shape, float32, in [0, 1]
-    "The probability of *fake* that a logit stands for."
-    z = np.asarray(logit, np.float64)
-    curve = settings.get('calibration', {})
-    if curve.get('kind') == 'isotonic':
-        return np.interp(z, curve['logit'], curve['p_fake']).astype(np.float32)
-    odds = np.clip(z / settings['temperature'], -60, 60)
-    return (1 / (1 + np.exp(-odds))).astype(np.float32)
-
-# %% ../nbs/parts/model_config.ipynb #s01d-mappingfn
-class _Settings(Mapping):
-    "A dataclass with a field `extra` as a read-only mapping of its known values."
-
-    def _known(self) -> dict:
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'extra'}
-        own['preprocess'] = asdict(self.preprocess)
-        return {k: v for k, v in own.items() if v is not None and v != ''} | self.extra
-
-    def __getitem__(self, key: str):
-        return self._known()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known())
-
-    def __len__(self) -> int:
-        return len(self._known())
-
-# %% ../nbs/parts/model_config.ipynb #s01d-configfn
-@dataclass(frozen=True, eq=False)
-class ModelConfig(_Settings):
-    "How to feed a network and how to read its outputs."
-
-    arch: str  # a timm name
-    preprocess: Preprocess  # from RGB bytes to the network's input
-    classes: list  # `['real', 'fake']` in the order of the outputs
-    fake_means: str  # in the training data: `generated`, or `photograph` (inverted words)
-    temperature: float = 1.0  # the logit is divided by it
-    threshold: float = 0.5  # `p_fake` at or above it is called fake
-    real_below: float | None = None  # `p_fake` below it is called real; None: no abstention band
-    calibration: dict | None = None  # see `calibrated`; None: by the temperature
-    views: str | None = None  # test-time views that the figures were measured with
-    about: str | None = None  # a line for people
-    name: str = ''  # of the weights file
-    sha256: str = ''  # of the weights file
-    extra: dict = field(default_factory=dict)  # where it comes from: recipe, evaluation, card, …
-
-    @property
-    def sign(self) -> float:
-        "Second output minus first, times this, is the logit in the world's sense."
-        inverted = (self.fake_means == 'photograph') != (self.classes == ['fake', 'real'])
-        return -1.0 if inverted else 1.0
-
-    @property
-    def lower_threshold(self) -> float:
-        "`p_fake` below it is called real; from it up to `threshold` is the abstention band."
-        return self.threshold if self.real_below is None else self.real_below
-
-    def calibrated(self, logit) -> np.ndarray:
-        "See the function `calibrated`."
-        return calibrated(logit, self)
-
-    def note(self) -> dict:
-        "What a weights file keeps: all that is known, but for the file's own name and checksum."
-        return {k: v for k, v in self.items() if k not in ('name', 'sha256')}
-
-# %% ../nbs/parts/model_config.ipynb #s01d-asconfigfn
-def _as_preprocess(value: Preprocess | Mapping) -> Preprocess:
-    if isinstance(value, Preprocess):
-        return value
-    try:
-        return Preprocess(**value)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f'preprocess: {error}') from error
-
-# %% ../nbs/parts/model_config.ipynb #s01d-asconfig
-def as_config(settings: Mapping) -> ModelConfig:
-    "Settings as a `ModelConfig`, unknown keys in its `extra`; a `WeightsError` if they won't do."
-    check_settings(settings)
-    own = {f.name for f in fields(ModelConfig)} - {'extra'}
-    known = {k: v for k, v in settings.items() if k in own}
-    known['preprocess'] = _as_preprocess(known['preprocess'])
-    known['classes'] = list(known['classes'])
-    extra = {k: v for k, v in settings.items() if k not in own}
-    return ModelConfig(**known, extra=extra)
-
-# %% ../nbs/parts/model_config.ipynb #s01d-many
-def threshold_for(
-    faces: int,  # without a flaw, in one picture
-    threshold: float,  # for one face
-    table=None,  # of a weights file, `many_faces` (parts/calibrate): max_fpr, n, and the highest p_fake of n photographs; None: no correction
-) -> float:  # infinite where the table can't tell
-    "What the likeliest fake of so many faces must have for the picture to be called fake (Bonferroni on conformal p-values)."
-    if not table or faces < 2:
-        return threshold
-    above = (
-        int(np.floor(table['max_fpr'] / faces * (table['n'] + 1) + 1e-9)) - 1
-    )  # so many photographs may lie at or above
-    if above < 0:
-        return np.inf
-    if above >= len(table['p_fake']):
-        return threshold
-    return max(threshold, float(np.nextafter(table['p_fake'][above], np.inf)))
