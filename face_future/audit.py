@@ -4,52 +4,53 @@
 
 # %% auto #0
 __all__ = ['finding', 'short', 'check_files', 'same_picture', 'check_duplicates', 'look_alikes', 'check_test', 'check_conflicts',
-           'check_index', 'check_split', 'judge', 'check_convention', 'AuditReport', 'shortcut_findings', 'audit',
-           'picture_grid', 'captioned']
+           'check_index', 'check_split', 'convention_verdict', 'check_convention', 'AuditReport', 'shortcut_findings',
+           'audit', 'picture_grid', 'captioned']
 
 # %% ../nbs/parts/audit.ipynb #aud-imports
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from .duplicates import duplicates, near_pairs, scan
 from fastcore.basics import patch
 
 from .data import ImageError, read_rgb
+from .duplicates import duplicates, near_pairs, scan
 from .files import atomic_write
 from .labels import CLASSES, Labels, list_images
-from .shortcuts import COLOURS, look, new_axes, shortcuts
+from .shortcuts import COLOURS, new_axes, scan_traits, shortcuts
 
 # %% ../nbs/parts/audit.ipynb #aud-finding
-def finding(check: str, severity: str, items, detail: str) -> dict:
+def finding(check: str, severity: str, items: list | int, detail: str) -> dict:
     "A finding with its `items`, or their number; if there are none its severity is info."
     items, count = ([], items) if isinstance(items, int) else (list(items), len(items))
-    return dict(
-        check=check, severity=severity if count else 'info', count=count, detail=detail, items=items
-    )
+    severity = severity if count else 'info'
+    return dict(check=check, severity=severity, count=count, detail=detail, items=items)
 
 
 def short(items) -> str:
     "The first three items in a sentence."
-    return ', '.join(map(str, items[:3])) + (
-        f' and {len(items) - 3} more' if len(items) > 3 else ''
-    )
+    rest = f' and {len(items) - 3} more' if len(items) > 3 else ''
+    return ', '.join(map(str, items[:3])) + rest
+
+# %% ../nbs/parts/audit.ipynb #aud-files
+def _beside(labels: Labels) -> list[str]:
+    "Pictures in the folders of the labelled ones that no row names."
+    folders = sorted({f.parent for f in labels.files if f.parent.is_dir()})
+    there = [f for d in folders for f in list_images(d, recursive=False)]
+    named = set(labels.rows.path)
+    paths = [f.relative_to(labels.root).as_posix() for f in there]
+    return [p for p in paths if p not in named]
 
 
 def check_files(labels: Labels, images: pd.DataFrame) -> list[dict]:
-    "Rows without a file, files that can't be read, and images beside the labelled ones that no row names."
-    gone, torn = (
-        labels.rows.path[images.error.str.startswith(e)].tolist() for e in ('missing', 'unreadable')
-    )
-    folders = sorted({f.parent for f in labels.files if f.parent.is_dir()})
-    beside = [
-        f.relative_to(labels.root).as_posix()
-        for d in folders
-        for f in list_images(d, recursive=False)
-    ]
-    extra = [p for p in beside if p not in set(labels.rows.path)]
+    "Rows without a file, files that can't be read, and images that no row names."
+    gone = labels.rows.path[images.error.str.startswith('missing')].tolist()
+    torn = labels.rows.path[images.error.str.startswith('unreadable')].tolist()
+    extra = _beside(labels)
     return [
         finding('missing files', 'error', gone, short(gone) or 'every row has its file'),
         finding('unreadable files', 'error', torn, short(torn) or 'every file opens'),
@@ -57,156 +58,126 @@ def check_files(labels: Labels, images: pd.DataFrame) -> list[dict]:
     ]
 
 # %% ../nbs/parts/audit.ipynb #aud-dups
-def same_picture(a, b) -> dict:
-    "Two rows with one picture: text, and do their labels (by any source) or their sides of the split differ?"
-    words = '; '.join(
-        f'{c}: {a[c]}, {b[c]}' for c in ('prediction', 'folder', 'json') if c in a and a[c] != b[c]
-    )
+def same_picture(a: pd.Series, b: pd.Series) -> dict:
+    "Two rows with one picture: text, and do their labels (by any source) or their sides differ?"
+    sources = [c for c in ('prediction', 'folder', 'json') if c in a and a[c] != b[c]]
+    words = '; '.join(f'{c}: {a[c]}, {b[c]}' for c in sources)
     crossed = {a['split'], b['split']} == {'train', 'valid'}
-    text = (
-        f'{a.path} = {b.path}'
-        + (f' ({words})' if words else '')
-        + (' ACROSS THE SPLIT' if crossed else '')
-    )
+    text = f'{a.path} = {b.path}'
+    if words:
+        text += f' ({words})'
+    if crossed:
+        text += ' ACROSS THE SPLIT'
     return dict(text=text, labels=bool(words), splits=crossed)
+
+# %% ../nbs/parts/audit.ipynb #aud-check-dups
+def _found_twice(rows: pd.DataFrame, pairs: pd.DataFrame, kind: str) -> dict:
+    "The finding for one kind of duplicates."
+    numbers = pairs.loc[pairs.kind == kind, ['i', 'j']].to_numpy()
+    facts = [same_picture(rows.loc[i], rows.loc[j]) for i, j in numbers]
+    items = [f['text'] for f in facts]
+    differ = sum(f['labels'] for f in facts)
+    crossed = sum(f['splits'] for f in facts)
+    severity = 'error' if crossed or (differ and kind == 'exact') else 'warn'
+    detail = f'{differ} across labels, {crossed} across splits: {short(items)}'
+    return finding(f'{kind} duplicates', severity, items, detail if items else 'none')
 
 
 def check_duplicates(labels: Labels, pairs: pd.DataFrame) -> list[dict]:
-    "Exact and near duplicates; error across splits, and for exact ones also across labels (by any source)."
-    rows, found = labels.rows, []
-    for kind, severity in (('exact', 'error'), ('near', 'warn')):
-        this = pairs.loc[pairs.kind == kind, ['i', 'j']].to_numpy()
-        facts = pd.DataFrame(
-            [same_picture(rows.loc[i], rows.loc[j]) for i, j in this],
-            columns=['text', 'labels', 'splits'],
-        )
-        differ, crossed, items = (
-            int(facts.labels.sum()),
-            int(facts.splits.sum()),
-            facts.text.tolist(),
-        )
-        detail = (
-            f'{differ} across labels, {crossed} across splits: {short(items)}' if items else 'none'
-        )
-        found.append(
-            finding(
-                f'{kind} duplicates',
-                'error' if crossed else severity if differ else 'warn',
-                items,
-                detail,
-            )
-        )
-    return found
+    "Duplicates: an error across splits, and for exact ones also across labels (by any source)."
+    return [_found_twice(labels.rows, pairs, kind) for kind in ('exact', 'near')]
 
 # %% ../nbs/parts/audit.ipynb #aud-dups-test-folder
-def look_alikes(images: pd.DataFrame, folder) -> tuple:
+def look_alikes(images: pd.DataFrame, folder: str | Path) -> tuple:
     "The images of `folder`, and which rows of `images` look like which of them (numbers of both)."
     files = list_images(folder)
-    mine, other = images[images.error == ''], scan(files).query("error == ''")
+    mine = images[images.error == '']
+    other = scan(files).query("error == ''")
     pairs = near_pairs(mine.thumb.tolist(), other.thumb.tolist())
     return files, mine.index[pairs.i], other.index[pairs.j]
 
 
-def check_test(labels: Labels, images: pd.DataFrame, test) -> list[dict]:
+def check_test(labels: Labels, images: pd.DataFrame, test: str | Path) -> list[dict]:
     "Pictures of the folder `test` that look like labelled ones."
     files, i, j = look_alikes(images, test)
     items = [f'{labels.rows.path[m]} = {files[n].name}' for m, n in zip(i, j)]
-    return [
-        finding(
-            'duplicates in the test folder',
-            'error',
-            items,
-            short(items) or f'none among {len(files)} files',
-        )
-    ]
+    detail = short(items) or f'none among {len(files)} files'
+    return [finding('duplicates in the test folder', 'error', items, detail)]
 
 # %% ../nbs/parts/audit.ipynb #aud-conflicts
 def check_conflicts(labels: Labels) -> list[dict]:
-    "Pictures whose folder says one word and whose JSON says the other; nothing where there is one source only."
-    if not {'folder', 'json'} <= set(labels.rows):
+    "Pictures of which folder and JSON say different words; nothing where there is one source."
+    rows = labels.rows
+    if not {'folder', 'json'} <= set(rows):
         return []
     found = []
     for a, b in (CLASSES, CLASSES[::-1]):
-        items = labels.rows.path[(labels.rows.folder == a) & (labels.rows.json == b)].tolist()
-        found.append(
-            finding(f'conflict: folder {a}, json {b}', 'warn', items, short(items) or 'none')
-        )
+        items = rows.path[(rows.folder == a) & (rows.json == b)].tolist()
+        detail = short(items) or 'none'
+        found.append(finding(f'conflict: folder {a}, json {b}', 'warn', items, detail))
     return found
+
+# %% ../nbs/parts/audit.ipynb #aud-index
+def _misplaced(rows: pd.DataFrame) -> list[str]:
+    "Numbered pictures whose place in their folder is another if names are sorted as text."
+    by_number = rows.path[rows['index'].map(lambda i: isinstance(i, int))]  # in natural order
+    folders = by_number.groupby(by_number.map(lambda p: p.rpartition('/')[0]))
+    as_text = folders.transform(lambda p: p.sort_values().to_numpy())
+    return by_number[by_number != as_text].tolist()
 
 
 def check_index(labels: Labels) -> list[dict]:
     "Indices that name several pictures, and rows that a listing in text order would misplace."
-    index = labels.rows['index']
-    twice = int((index.value_counts() > 1).sum())
-    numbered = labels.rows.path[index.map(lambda i: isinstance(i, int))]  # in natural order
-    as_text = numbered.groupby(numbered.map(lambda p: p.rpartition('/')[0])).transform(
-        lambda p: p.sort_values().to_numpy()
+    twice = int((labels.rows['index'].value_counts() > 1).sum())
+    moved = _misplaced(labels.rows)
+    shared = f'{twice} indices name several pictures: only the path tells them apart'
+    order = (
+        f'sorted as text, {len(moved)} of {len(labels)} rows '
+        "would carry another picture's number: the index is the stem"
     )
-    moved = numbered[numbered != as_text].tolist()
-    text = f"sorted as text, {len(moved)} of {len(labels)} rows would carry another picture's number: the index is the stem"
     return [
-        finding(
-            'index not unique',
-            'warn',
-            twice,
-            f'{twice} indices name several pictures: only the path tells them apart',
-        ),
-        finding('order', 'warn', moved, text),
+        finding('index not unique', 'warn', twice, shared),
+        finding('order', 'warn', moved, order),
     ]
 
 # %% ../nbs/parts/audit.ipynb #aud-split
 def check_split(labels: Labels) -> list[dict]:
     "Is there a split, and does a given group cross it?"
-    rows, n = labels.rows, labels.rows.split.replace('', 'none').value_counts()
-    sides = rows[(rows.group != '') & (rows.split != '')].groupby('group').split.nunique()
+    rows = labels.rows
+    n = rows.split.replace('', 'none').value_counts()
+    known = rows[(rows.group != '') & (rows.split != '')]
+    sides = known.groupby('group').split.nunique()
     crossing = sides.index[sides > 1].tolist()
+    counts = ', '.join(f'{s} {k}' for s, k in n.items())
     return [
-        finding(
-            'split',
-            'info',
-            len(labels) - int(n.get('none', 0)),
-            ', '.join(f'{s} {k}' for s, k in n.items()),
-        ),
+        finding('split', 'info', len(labels) - int(n.get('none', 0)), counts),
         finding('groups across the split', 'error', crossing, short(crossing) or 'none'),
     ]
 
 # %% ../nbs/parts/audit.ipynb #aud-convention
-def judge(n: dict, total: dict, fake_means: str) -> tuple:
-    "(severity, sentence) on the convention, where n of each class's pictures are known photographs."
-    said = ' and '.join(f'{n[c]} of {total[c]} {c}' for c in CLASSES) + ' are known photographs'
+def convention_verdict(n: dict, total: dict, fake_means: str) -> tuple:
+    "(severity, sentence) on the convention, where n of each class's pictures are photographs."
+    counts = ' and '.join(f'{n[c]} of {total[c]} {c}' for c in CLASSES) + ' are known photographs'
     few, most = sorted(n.values())
     if most < 5 or few > 0.1 * most:
-        return 'warn', f'Unverified: {said}, which settles nothing'
-    found = 'photograph' if n['fake'] > n['real'] else 'generated'
-    meaning = dict(
-        photograph='folder names are inverted', generated='the words mean what they say'
-    )[found]
-    if found == fake_means:
-        return 'info', f'{said}: {meaning}'
-    return 'error', f'{said}: {meaning}, and the record is wrong'
+        return 'warn', f'Unverified: {counts}, which settles nothing'
+    inverted = n['fake'] > n['real']
+    meaning = 'folder names are inverted' if inverted else 'the words mean what they say'
+    if inverted == (fake_means == 'photograph'):
+        return 'info', f'{counts}: {meaning}'
+    return 'error', f'{counts}: {meaning}, and the record is wrong'
 
-
+# %% ../nbs/parts/audit.ipynb #aud-check-convention
 def check_convention(labels: Labels, images: pd.DataFrame, photographs=None) -> list[dict]:
-    "Does `fake_means` agree with where the pictures of the folder `photographs` are found (look-alikes, as for duplicates)?"
-    severity, sentence = (
-        'warn',
-        'Unverified: give a folder of known photographs (photographs=, --photographs)',
-    )
+    "Does `fake_means` agree with the class in which the folder `photographs` is found?"
+    severity = 'warn'
+    sentence = 'Unverified: give a folder of known photographs (photographs=, --photographs)'
     if photographs is not None:
-        n = (
-            labels.rows.prediction[look_alikes(images, photographs)[1].unique()]
-            .value_counts()
-            .reindex(CLASSES, fill_value=0)
-        )
-        severity, sentence = judge(n.to_dict(), labels.counts(), labels.fake_means)
-    return [
-        finding(
-            'label convention',
-            severity,
-            len(labels),
-            f'recorded: fake means {labels.fake_means!r}. {sentence}',
-        )
-    ]
+        known = look_alikes(images, photographs)[1].unique()
+        n = labels.rows.prediction[known].value_counts().reindex(CLASSES, fill_value=0)
+        severity, sentence = convention_verdict(n.to_dict(), labels.counts(), labels.fake_means)
+    detail = f'recorded: fake means {labels.fake_means!r}. {sentence}'
+    return [finding('label convention', severity, len(labels), detail)]
 
 # %% ../nbs/parts/audit.ipynb #aud-report
 @dataclass
@@ -214,12 +185,13 @@ class AuditReport:
     "The findings of `audit`, with what the pictures of it are drawn from."
 
     labels: Labels
-    images: pd.DataFrame  # of `look`
+    images: pd.DataFrame  # of `scan_traits`
     pairs: pd.DataFrame  # of `duplicates`
     traits: pd.DataFrame  # of `shortcuts`
     findings: list  # of `finding`
 
     def table(self) -> pd.DataFrame:
+        "One row a finding, without its items."
         return pd.DataFrame(self.findings)[['check', 'severity', 'count', 'detail']]
 
     def __getitem__(self, check: str) -> dict:
@@ -229,57 +201,66 @@ class AuditReport:
     def ok(self) -> bool:
         return all(f['severity'] != 'error' for f in self.findings)
 
-    def to_json(self, file=None) -> str:
-        "The findings with all their items as JSON text, also written to `file` if given."
-        facts = dict(
-            ok=self.ok,
-            n=len(self.labels),
-            label_source=self.labels.label_source,
-            fake_means=self.labels.fake_means,
-        )
-        text = json.dumps(dict(facts, findings=self.findings), indent=1)
-        if file:
-            atomic_write(file, text)
-        return text
+# %% ../nbs/parts/audit.ipynb #aud-report-json
+@patch
+def to_json(self: AuditReport, file: str | Path | None = None) -> str:
+    "The findings with all their items as JSON text, also written to `file` if given."
+    facts = dict(
+        ok=self.ok,
+        n=len(self.labels),
+        label_source=self.labels.label_source,
+        fake_means=self.labels.fake_means,
+    )
+    text = json.dumps(dict(facts, findings=self.findings), indent=1)
+    if file:
+        atomic_write(file, text)
+    return text
 
-# %% ../nbs/parts/audit.ipynb #aud-audit
+# %% ../nbs/parts/audit.ipynb #aud-shortcut-findings
+def _trait_severity(trait) -> str:
+    "How bad it is that one trait tells the classes apart."
+    if trait.auc < 0.6 or trait.lo <= 0.5:
+        return 'info'
+    may_be_content = trait.trait in ('spectrum', 'source')
+    return 'error' if trait.auc >= 0.9 and not may_be_content else 'warn'
+
+
 def shortcut_findings(traits: pd.DataFrame) -> list[dict]:
-    "A warning for each trait with AUROC of at least .6 (and surely above .5); from .9 an error, but for source and spectrum."
-
-    def severity(t):
-        if t.auc < 0.6 or t.lo <= 0.5:
-            return 'info'
-        return 'error' if t.auc >= 0.9 and t.trait not in ('spectrum', 'source') else 'warn'
-
+    "A finding for each trait (a row of `shortcuts`)."
     return [
         finding(
             f'shortcut: {t.trait}',
-            severity(t),
+            _trait_severity(t),
             1,
             f'AUROC {t.auc:.3f} [{t.lo:.3f}, {t.hi:.3f}]; {t.detail}',
         )
         for t in traits.itertuples()
     ]
 
-
+# %% ../nbs/parts/audit.ipynb #aud-audit
 def audit(
     labels: Labels,
-    test=None,  # a folder of test images, to look for labelled ones among them
-    photographs=None,  # a folder of known photographs, to verify the label convention with
+    test: str | Path | None = None,  # a folder of test images, to look for labelled ones in it
+    photographs: str | Path | None = None,  # known photographs, to verify the convention with
 ) -> AuditReport:
-    "Every check of this chapter. Reads each file once: a few seconds for 2,000 small images."
-    images, n = look(labels), labels.counts()
-    pairs, table = duplicates(images), shortcuts(labels, images)
+    "Every check of this part. Reads each file once: a few seconds for 2,000 small images."
+    images = scan_traits(labels)
+    n = labels.counts()
+    pairs = duplicates(images)
+    traits = shortcuts(labels, images)
     detail = ', '.join(f'{c} {k}' for c, k in n.items()) + f'; by {labels.label_source}'
-    found = [finding('labels', 'info' if all(n.values()) else 'warn', len(labels), detail)]
-    found += (
-        check_convention(labels, images, photographs)
-        + check_files(labels, images)
-        + check_conflicts(labels)
-    )
-    found += check_duplicates(labels, pairs) + (check_test(labels, images, test) if test else [])
-    found += check_index(labels) + check_split(labels) + shortcut_findings(table)
-    return AuditReport(labels, images, pairs, table, found)
+    found = [
+        finding('labels', 'info' if all(n.values()) else 'warn', len(labels), detail),
+        *check_convention(labels, images, photographs),
+        *check_files(labels, images),
+        *check_conflicts(labels),
+        *check_duplicates(labels, pairs),
+        *(check_test(labels, images, test) if test else []),
+        *check_index(labels),
+        *check_split(labels),
+        *shortcut_findings(traits),
+    ]
+    return AuditReport(labels, images, pairs, traits, found)
 
 # %% ../nbs/parts/audit.ipynb #aud-plot-counts
 @patch
@@ -296,39 +277,38 @@ def plot_counts(self: AuditReport):
     return ax
 
 # %% ../nbs/parts/audit.ipynb #aud-plot-grid
-def picture_grid(items, columns: int = 8):
-    "A figure of (file, caption) pairs, small pictures enlarged without smoothing; files that can't be read are left blank."
-    rows = -(-len(items) // columns)
-    axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(1.2 * columns, 1.5 * rows),
-        dpi=64,
-        layout='constrained',
-        squeeze=False,
-    )[1]
-    for ax in axes.flat:
+def _blank_axes(rows: int, columns: int):
+    "A grid of axes for pictures with a line or two above each."
+    size = (1.2 * columns, 1.5 * rows)
+    axes = plt.subplots(rows, columns, figsize=size, dpi=64, layout='constrained', squeeze=False)
+    for ax in axes[1].flat:
         ax.set_axis_off()
+    return axes[1]
+
+
+def picture_grid(items: list[tuple], columns: int = 8):
+    "A figure of (file, caption) pairs, without smoothing; files that can't be read stay blank."
+    axes = _blank_axes(-(-len(items) // columns), columns)
     for ax, (file, caption) in zip(axes.flat, items):
         ax.set_title(caption, fontsize=8)
         with suppress(ImageError, OSError):
             ax.imshow(read_rgb(file), interpolation='nearest')
     return axes[0, 0].figure
 
-
+# %% ../nbs/parts/audit.ipynb #aud-captioned
 def captioned(labels: Labels, paths) -> list[tuple]:
-    "(file, caption) pairs for `picture_grid`: folder and name, and the JSON's word where there is one."
+    "(file, caption) pairs for `picture_grid`: folder and name, and the JSON's word if any."
     words = labels.rows.set_index('path').json if 'json' in labels.rows else {}
-    return [
-        (labels.root / p, p.split('/', 1)[-1] + (f'\njson: {words[p]}' if p in words else ''))
-        for p in paths
-    ]
+    captions = [p.split('/', 1)[-1] for p in paths]
+    captions = [c + (f'\njson: {words[p]}' if p in words else '') for c, p in zip(captions, paths)]
+    return [(labels.root / p, c) for p, c in zip(paths, captions)]
 
 # %% ../nbs/parts/audit.ipynb #aud-plot-found
 @patch
 def plot_conflicts(self: AuditReport, n: int = 8):
-    "The first n pictures of each kind of conflict, with both words; None if there are no conflicts."
-    paths = [p for f in self.findings if f['check'].startswith('conflict') for p in f['items'][:n]]
+    "The first n pictures of each kind of conflict, with both words; None if there are none."
+    conflicts = [f for f in self.findings if f['check'].startswith('conflict')]
+    paths = [p for f in conflicts for p in f['items'][:n]]
     return picture_grid(captioned(self.labels, paths), n) if paths else None
 
 

@@ -18,7 +18,8 @@ from .cli_base import FakeMeans, Root, command, console
 # %% ../nbs/parts/cli_train.ipynb #c10-labelscmd
 def read_source(source, real, fake, label_source, fake_means, only_test=False, manifests=()):
     "The `Labels` of whatever `labels` was given; a `ValueError` names the option that is missing."
-    from face_future.labels import merge_labels, read_challenge, read_folders, read_manifest
+    from face_future.challenge import read_challenge
+    from face_future.labels import merge_labels, read_folders, read_manifest
 
     if manifests:
         return merge_labels(
