@@ -272,7 +272,7 @@ def export(
     Example: face_future export runs/first/model_best.safetensors --labels-file train_labels.json
     """
     from face_future.export import export_onnx, gate, note_precision, quantise
-    from face_future.tta_inference import folder_images
+    from face_future.submission import folder_images
 
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
     typer.echo(
@@ -310,7 +310,7 @@ def bench(
     Example: face_future bench data/sample --rounds 3
     """
     from face_future.speed import run_bench
-    from face_future.tta_inference import folder_images
+    from face_future.submission import folder_images
 
     table = run_bench(folder_images(folder), weights, rounds, seconds, compiled, out)
     shown = Table('what', 'batch', '../reports/images/s', 'p50 ms', 'p95 ms', 'share of peak')

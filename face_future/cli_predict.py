@@ -84,7 +84,8 @@ def predict(
     """
     from face_future.backends import cpu_threads
     from face_future.files import check_writable, list_pictures, printable
-    from face_future.tta_inference import RESULTS, Journal, Predictor, folder_images, predict_folder
+    from face_future.submission import RESULTS, Journal, folder_images
+    from face_future.tta_inference import Predictor, predict_folder
 
     files = folder_images(folder, recursive)
     check_writable(out, RESULTS)
@@ -155,7 +156,7 @@ def check(
 
     Example: face_future check predictions/submission.json data/sample
     """
-    from face_future.tta_inference import check_submission
+    from face_future.submission import check_submission
 
     problems = check_submission(submission, folder, recursive)
     for p in problems:
@@ -185,7 +186,8 @@ def heatmap(
     Example: face_future heatmap data/sample --out heatmaps
     """
     from face_future.heatmaps import paint_files, write_check
-    from face_future.tta_inference import Predictor, folder_images
+    from face_future.submission import folder_images
+    from face_future.tta_inference import Predictor
 
     if source.suffix.lower() != '.json':
         rows, errors = paint_files(
