@@ -58,13 +58,13 @@ def have_a_home():
 have_a_home()
 forgiving(sys.stdout)  # here, since the help is printed before a command begins
 
-# %% ../nbs/parts/cli_base.ipynb #c10a-failed
+# %% ../nbs/parts/cli_base.ipynb #c10a-exit
 def failed(message: str, status: int = 2) -> typer.Exit:  # to be raised
     "Print an error in red, and give what ends the command with that status."
     typer.secho(f'error: {message}', fg='red', err=True)
     return typer.Exit(status)
 
-
+# %% ../nbs/parts/cli_base.ipynb #c10a-failed
 def command(f):
     "Register `f` as a subcommand that reports foreseen errors as one sentence."
 

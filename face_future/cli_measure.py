@@ -20,7 +20,7 @@ from rich.table import Table
 
 from .cli_base import Root, Weights, WholeImage, command, console, failed
 
-# %% ../nbs/parts/cli_measure.ipynb #c10d-figures
+# %% ../nbs/parts/cli_measure.ipynb #c10d-showreport
 def show_report(report):
     "Print a report, a column a pair of sources, each figure with its interval."
     shown = Table('', *report.pair.unique())
@@ -29,7 +29,7 @@ def show_report(report):
         shown.add_row(metric, *(f'{v:.3f} [{lo:.3f}, {hi:.3f}]' for v, lo, hi in figures))
     console.print(shown)
 
-
+# %% ../nbs/parts/cli_measure.ipynb #c10d-coverageline
 def coverage_line(table, threshold: float, name: str) -> str:
     "Of how many images there are a score and a verdict."
     scored = table.score.notna()
@@ -39,7 +39,7 @@ def coverage_line(table, threshold: float, name: str) -> str:
         f'a verdict for {sure.mean():.2%}; threshold {threshold:.3f}'
     )
 
-
+# %% ../nbs/parts/cli_measure.ipynb #c10d-figures
 def check_coverage(table, least: float):
     "End with status 1 where less than this share of the images got a score."
     scored = table.score.notna().mean()
@@ -48,7 +48,7 @@ def check_coverage(table, least: float):
             f'a score for {scored:.2%} of the images, and --min-coverage asks for {least:.2%}.', 1
         )
 
-# %% ../nbs/parts/cli_measure.ipynb #c10d-compare
+# %% ../nbs/parts/cli_measure.ipynb #c10d-comparewith
 def compare_with(
     other,  # a table of scores, or a weights file
     table,  # of scores
@@ -72,7 +72,7 @@ def compare_with(
     atomic_write(out / 'compare.json', json.dumps(result, indent=1))
     return result['sentence']
 
-
+# %% ../nbs/parts/cli_measure.ipynb #c10d-compare
 def write_corruptions(weights, labels, out, images: int, split: str):
     "Judge some images of each source and class under every corruption."
     from face_future.robustness import write_robustness
@@ -243,7 +243,7 @@ def numbers(text: str) -> list:  # of floats
             f'--perplexity {text}: give numbers with commas, as in 5,30,100.'
         ) from None
 
-# %% ../nbs/parts/cli_measure.ipynb #c10-tsnecmd
+# %% ../nbs/parts/cli_measure.ipynb #c10-showmapfigures
 def show_map_figures(figures):
     "Print how well classes and sources are told apart, in the features and on the maps."
     table = Table('told apart', 'in', '15-NN accuracy (95 %)', 'silhouette', 'trustworthiness')
@@ -253,7 +253,7 @@ def show_map_figures(figures):
         table.add_row(of, r.space, accuracy, f'{r.silhouette:.2f}', f'{r.trust:.2f}')
     console.print(table)
 
-
+# %% ../nbs/parts/cli_measure.ipynb #c10-tsnecmd
 @command
 def tsne(
     labels_file: Shown,

@@ -49,7 +49,7 @@ def about(settings: dict) -> list:  # of sentences
         )
     return lines
 
-# %% ../nbs/parts/cli_predict.ipynb #c10c-rows
+# %% ../nbs/parts/cli_predict.ipynb #c10c-showrows
 def show_rows(rows, out):
     "Print the first twenty rows as a table, and where the others are."
     table = Table('index', 'verdict', 'p_fake', 'label', 'faces', 'reason')
@@ -61,7 +61,7 @@ def show_rows(rows, out):
     if len(rows) > 20:
         typer.echo(f'… and {len(rows) - 20} more in {printable(out / "predictions.csv")}')
 
-
+# %% ../nbs/parts/cli_predict.ipynb #c10c-rows
 def show_errors(errors, out):
     "Print the first five errors, and where the others are; ends with status 1 if there are any."
     for e in errors[:5]:
@@ -72,7 +72,7 @@ def show_errors(errors, out):
     if errors:
         raise typer.Exit(1)
 
-# %% ../nbs/parts/cli_predict.ipynb #c10c-loaded
+# %% ../nbs/parts/cli_predict.ipynb #c10c-loadedpredictor
 def loaded_predictor(images: int, **options):
     "A `Predictor`, said to the user; with an image a core where there are many images."
     from face_future.backends import cpu_threads
@@ -84,7 +84,7 @@ def loaded_predictor(images: int, **options):
         typer.echo(line)
     return predictor
 
-
+# %% ../nbs/parts/cli_predict.ipynb #c10c-loaded
 def predict_resumably(predictor, files, folder, out, bs, recursive) -> tuple:  # rows, errors
     "Predict a folder; says what an earlier run left, and what this one leaves when it is stopped."
     from face_future.submission import Journal
@@ -193,7 +193,7 @@ def check(
         raise typer.Exit(1)
     typer.echo('every image has one row, every row an image, all labels are known')
 
-# %% ../nbs/parts/cli_predict.ipynb #c10c-painted
+# %% ../nbs/parts/cli_predict.ipynb #c10c-paintpictures
 def paint_pictures(predictor, source, out):
     "Paint a picture or a folder, a line each; ends with status 1 if one could not be read."
     from face_future.heatmaps import paint_files
@@ -207,7 +207,7 @@ def paint_pictures(predictor, source, out):
     if errors:
         raise typer.Exit(1)
 
-
+# %% ../nbs/parts/cli_predict.ipynb #c10c-painted
 def check_maps(predictor, labels_file, out, n):
     "Paint held-out images in a grid, and check the maps by deletion."
     from face_future.heatmaps import write_check
@@ -329,7 +329,7 @@ def serve(host: Host = '127.0.0.1', port: Port = 8000, workers: Workers = 1, **g
     timeout = given.get('timeout') or os.environ.get('FACE_FUTURE_TIMEOUT') or 30
     run_server(host, port, workers, int(timeout))
 
-# %% ../nbs/parts/cli_predict.ipynb #c10-prepare
+# %% ../nbs/parts/cli_predict.ipynb #c10-sharemachine
 def share_machine(workers: int):
     "Tell worker processes their share of the cores, and where they count together."
     import atexit
@@ -342,7 +342,7 @@ def share_machine(workers: int):
         os.environ['PROMETHEUS_MULTIPROC_DIR'] = folder
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
-
+# %% ../nbs/parts/cli_predict.ipynb #c10-prepare
 def prepare_serving(given: dict, workers: int):
     "Put settings where worker processes find them; an error if they or the weights are wrong."
     from face_future.model_config import find_weights, read_settings

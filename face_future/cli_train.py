@@ -19,7 +19,7 @@ from rich.table import Table
 
 from .cli_base import FakeMeans, LabelsFile, Root, add_options, command, console
 
-# %% ../nbs/parts/cli_train.ipynb #c10b-folders
+# %% ../nbs/parts/cli_train.ipynb #c10b-readfolders
 def _read_folders(real, fake, fake_means, only_test):
     "The `Labels` of two folders; for a test set one of them is enough."
     from face_future.labels import read_folders
@@ -31,7 +31,7 @@ def _read_folders(real, fake, fake_means, only_test):
         )
     return read_folders(real, fake, fake_means=fake_means)
 
-
+# %% ../nbs/parts/cli_train.ipynb #c10b-folders
 def _read_challenge(source, label_source, fake_means):
     "The `Labels` of the challenge's folder."
     from face_future.labels import read_challenge
@@ -283,7 +283,7 @@ WholeLight = Annotated[
     ),
 ]
 
-# %% ../nbs/parts/cli_train.ipynb #c10-traincmd
+# %% ../nbs/parts/cli_train.ipynb #c10-recipefields
 def recipe_fields(given: dict, whole_image: bool = False) -> dict:
     "The fields of a `Recipe` that were given on the command line."
     out = {k: v for k, v in given.items() if v is not None and v != []}
@@ -293,7 +293,7 @@ def recipe_fields(given: dict, whole_image: bool = False) -> dict:
         out = {'crop': 'whole', 'augment': 'light', **out}
     return out
 
-
+# %% ../nbs/parts/cli_train.ipynb #c10-traincmd
 @command
 @add_options({**DATA_OPTIONS, **FAKE_OPTIONS, **NET_OPTIONS})
 def train(
@@ -317,7 +317,7 @@ def train(
     file = run(Labels.load(labels_file, root), recipe, out, sibling=sibling, about=about)
     typer.echo(f'best weights: {file}; next: face_future predict FOLDER --weights {file}')
 
-# %% ../nbs/parts/cli_train.ipynb #c10b-figure
+# %% ../nbs/parts/cli_train.ipynb #c10b-interval
 SAID = dict(auroc='AUROC', recall='fakes called fake', false_alarms='photographs called fake')
 
 
@@ -326,7 +326,7 @@ def figure(row: dict) -> str:  # row: value, lo, hi
     interval = '' if row['lo'] is None else f' [{row["lo"]:.3f}, {row["hi"]:.3f}]'
     return f'{row["value"]:.3f}{interval}'
 
-
+# %% ../nbs/parts/cli_train.ipynb #c10b-pairline
 def pair_line(pair: str, rows: dict) -> str:  # rows: metric -> row
     "The figures of a pair of sources, in a line."
     counts = next(iter(rows.values()))
@@ -334,7 +334,7 @@ def pair_line(pair: str, rows: dict) -> str:  # rows: metric -> row
     classes = f'{counts["n_fake"]} fakes, {counts["n_real"]} photographs'
     return f'{pair} ({classes}): {", ".join(said)}'
 
-
+# %% ../nbs/parts/cli_train.ipynb #c10b-figure
 def say_figures(s: dict):
     "Print what the weights' settings `s` claim of the held-out images, a line a pair of sources."
     e = s['evaluation']

@@ -19,14 +19,14 @@ from .faces import DETECTOR, FaceFinder, quality_reason
 from .files import printable
 from .model_config import WeightsError, calibrated, threshold_for
 
-# %% ../nbs/parts/prediction.ipynb #p04a-reader
+# %% ../nbs/parts/prediction.ipynb #p04a-bythereader
 def _by_the_reader(image) -> np.ndarray:
     "An opened image, read as if it came from a file: transparency over white, colours converted."
     file = io.BytesIO()
     image.save(file, 'TIFF')
     return read_rgb(file.getvalue())
 
-
+# %% ../nbs/parts/prediction.ipynb #p04a-refusal
 def _refusal(image) -> ValueError:
     "The error for what is no picture."
     what = type(image).__name__
@@ -37,7 +37,7 @@ def _refusal(image) -> ValueError:
         f'uint8, or floats from 0 to 1. This is {what}.'
     )
 
-
+# %% ../nbs/parts/prediction.ipynb #p04a-reader
 def _array_pixels(x: np.ndarray) -> np.ndarray:  # H × W × 3, uint8
     "The pixels of an array of grey, RGB or RGBA."
     shaped = x.size and (x.ndim == 2 or (x.ndim == 3 and x.shape[2] in (1, 3, 4)))
@@ -79,7 +79,7 @@ def usable_preprocess(
         )
     return preprocess
 
-# %% ../nbs/parts/prediction.ipynb #p04a-looks
+# %% ../nbs/parts/prediction.ipynb #p04a-cropslist
 class Looks(list):
     "The crops of one picture: (network input, box or None, quality issue or '')."
 
@@ -91,7 +91,7 @@ class Looks(list):
         super().__init__(crops)
         self.left_out = left_out
 
-
+# %% ../nbs/parts/prediction.ipynb #p04a-looks
 def detect_crops(
     rgb: np.ndarray,  # H × W × 3, uint8
     preprocess: Preprocess,
@@ -205,13 +205,13 @@ class Prediction(CropVerdicts):
     def picture_reason(self) -> np.ndarray:  # one a picture; empty where it is not `unsure`
         return np.array([reason for _, reason in self.pictures])
 
-# %% ../nbs/parts/prediction.ipynb #p04a-make
+# %% ../nbs/parts/prediction.ipynb #p04a-worldsign
 def world_sign(settings: dict) -> float:  # 1; -1 where the network's `fake` is the world's `real`
     "What a logit is multiplied by, so that > 0 means fake in the world's sense."
     sign = -1.0 if settings['fake_means'] == 'photograph' else 1.0
     return sign if settings['classes'] == ['real', 'fake'] else -sign
 
-
+# %% ../nbs/parts/prediction.ipynb #p04a-viewsdisagree
 def views_disagree(
     p_fake: np.ndarray,  # N × V, of each view
     low: float,  # the lower threshold
@@ -220,7 +220,7 @@ def views_disagree(
     "Does one view say fake and another real? Never without an abstention band."
     return (p_fake >= high).any(1) & (p_fake < low).any(1) & (low < high)
 
-
+# %% ../nbs/parts/prediction.ipynb #p04a-make
 def make_prediction(
     looks: list,  # for each picture its `Looks`
     view_logits: np.ndarray,  # N × V, in the world's sense
@@ -250,7 +250,7 @@ def make_prediction(
         many_faces=settings.get('many_faces'),
     )
 
-# %% ../nbs/parts/prediction.ipynb #p04a-rows
+# %% ../nbs/parts/prediction.ipynb #p04a-croprow
 def _crop_row(p: Prediction, i: int) -> dict:
     "The row of one crop."
     box = p.box[i]
@@ -264,7 +264,7 @@ def _crop_row(p: Prediction, i: int) -> dict:
         box=None if np.isnan(box[0]) else [round(float(v), 1) for v in box],
     )
 
-
+# %% ../nbs/parts/prediction.ipynb #p04a-rows
 def picture_rows(
     files,  # paths of the pictures, in the order of the prediction
     p: Prediction,

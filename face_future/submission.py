@@ -50,7 +50,7 @@ def _csv(rows, columns) -> str:
     writer.writerows({k: _harmless(v) for k, v in row.items()} for row in rows)
     return text.getvalue()
 
-# %% ../nbs/parts/submission.ipynb #p04-write
+# %% ../nbs/parts/submission.ipynb #p04-facerows
 SAID = ['label', 'verdict', 'p_fake', 'confidence', 'logit', 'reason']
 BOX = ['left', 'top', 'width', 'height']
 RESULTS = [
@@ -70,7 +70,7 @@ def _face_rows(rows) -> list:
         for face in row['faces']
     ]
 
-
+# %% ../nbs/parts/submission.ipynb #p04-write
 def write_predictions(
     rows,  # one a picture, see `predict_files`
     errors,  # dicts of file and error
@@ -91,7 +91,7 @@ def write_predictions(
     write_set(dict(zip([out / name for name in RESULTS], contents)))
     return out / 'submission.json'
 
-# %% ../nbs/parts/submission.ipynb #p04b-note
+# %% ../nbs/parts/submission.ipynb #p04b-entry
 def _entry(line):
     "A line of the journal; None if a kill left only half of it."
     try:
@@ -99,7 +99,7 @@ def _entry(line):
     except ValueError:
         return None
 
-
+# %% ../nbs/parts/submission.ipynb #p04b-note
 def journal_note(predictor) -> dict:
     "All that a row depends on, besides the picture."
     settings = predictor.settings
@@ -190,7 +190,7 @@ def _type_problems(rows, wanted: set) -> list:
         return ['indices are text ("1"), and must be numbers (1) where a name is all digits']
     return []
 
-# %% ../nbs/parts/submission.ipynb #p04b-rowproblems
+# %% ../nbs/parts/submission.ipynb #p04b-indexproblems
 def _index_problems(rows, wanted: set) -> list:
     "Indices that are there twice, are missing, or belong to no image."
     found = Counter(row['index'] for row in rows)
@@ -201,7 +201,7 @@ def _index_problems(rows, wanted: set) -> list:
     )
     return [f'{len(which)} {what}: {_some(which)}' for what, which in problems if which]
 
-
+# %% ../nbs/parts/submission.ipynb #p04b-valueproblems
 def _value_problems(rows) -> list:
     "Predictions and confidences out of their range."
     out = []
@@ -212,7 +212,7 @@ def _value_problems(rows) -> list:
         out.append('confidences outside 0 to 1')
     return out
 
-
+# %% ../nbs/parts/submission.ipynb #p04b-rowproblems
 def _order_problems(rows) -> list:
     "Rows in the order of words, which comes from a listing."
     listed = [row['index'] for row in rows]
