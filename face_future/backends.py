@@ -17,9 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from .model_config import WeightsError, complete, onnx_notes, read_settings
 
 from .files import atomic_write, cache_folder
+from .model_config import WeightsError, complete, onnx_notes, read_settings
 
 # %% ../nbs/parts/backends.ipynb #b04b-findgraph
 def find_graph(
@@ -36,38 +36,44 @@ def find_graph(
     if onnx_notes(graph).get('weights_sha256') == sha256:
         return graph
     raise WeightsError(
-        f'{graph.name} was made from other weights than this {file.name}: make it anew (face_future export {file.name}), or delete it.'
+        f'{graph.name} was made from other weights than this {file.name}: make it anew '
+        f'(face_future export {file.name}), or delete it.'
     )
 
 # %% ../nbs/parts/backends.ipynb #b04b-missing
-CHUNK = 8  # images at once on a CPU
-
-
 class BackendMissing(ValueError):
     "A backend that is not installed here, or can't run this file; the message says what to do."
 
 
-def _need(module, extra):
+def _need(module: str, extra: str):
+    "A `BackendMissing` with the line that installs `module`, if it is missing."
     if not find_spec(module):
         raise BackendMissing(
             f'This needs {module}, which is not installed: pip install "face_future[{extra}]".'
         )
 
+# %% ../nbs/parts/backends.ipynb #b04b-threads
+CHUNK = 8  # images at once on a CPU
+
 
 def cpu_threads() -> int:
-    "Threads for a network on this CPU: `OMP_NUM_THREADS` where it is set, else the cores that we may use."
+    "Threads for a network on this CPU: `OMP_NUM_THREADS`, else the cores that we may use."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return int((os.environ.get('OMP_NUM_THREADS') or str(cores)).split(',')[0])
 
 
-def in_chunks(run, x, n=CHUNK):
+def in_chunks(
+    run,  # batch -> arrays, of which any may be None
+    x: np.ndarray,  # N × …
+    n: int = CHUNK,
+) -> list:  # of arrays
     "`run` on chunks of a batch: its arrays, joined."
     parts = [run(x[i : i + n]) for i in range(0, len(x), n)]
     return [None if a[0] is None else np.concatenate(a) for a in zip(*parts)]
 
-# %% ../nbs/parts/backends.ipynb #b04b-torch
-def usable_device(name=None):
-    "PyTorch's device of that name (None: a GPU if there is one); a `BackendMissing` if this machine has none."
+# %% ../nbs/parts/backends.ipynb #b04b-device
+def usable_device(name: str = None):
+    "PyTorch's device of that name (None: a GPU if there is one), or a `BackendMissing`."
     import torch
 
     if name is None:
@@ -76,27 +82,26 @@ def usable_device(name=None):
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise BackendMissing(
-            f'--device {name}: PyTorch finds no such device here; choose --device cpu, or leave it out.'
+            f'--device {name}: PyTorch finds no such device here; '
+            'choose --device cpu, or leave it out.'
         ) from None
 
-
+# %% ../nbs/parts/backends.ipynb #b04b-torch
 class Torch:
     "PyTorch: on a GPU with half-precision arithmetic, channels last, or on the CPU."
 
     def __init__(self, file, settings, device=None):  # settings: as given to the `Predictor`
         _need('torch', 'train')
         if Path(file).suffix == '.onnx':
-            raise BackendMissing(
-                f'{Path(file).name} is a graph: PyTorch runs .safetensors and .pth files.'
-            )
+            graph = Path(file).name
+            raise BackendMissing(f'{graph} is a graph: PyTorch runs .safetensors and .pth files.')
         import torch
 
         from face_future.model import load_weights
 
         self.device = usable_device(device)
-        self.model = load_weights(file, settings)[0].to(
-            self.device, memory_format=torch.channels_last
-        )
+        model, *_ = load_weights(file, settings)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
 
     def __call__(self, x):
         "Batch -> logit, features, map or None."
@@ -107,16 +112,11 @@ class Torch:
 
         from face_future.model import forward_all
 
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.float16, enabled=self.device.type == 'cuda'),
-        ):
-            out = forward_all(
-                self.model,
-                torch.from_numpy(np.ascontiguousarray(x)).to(
-                    self.device, memory_format=torch.channels_last
-                ),
-            )
+        half = torch.autocast(self.device.type, torch.float16, enabled=self.device.type == 'cuda')
+        batch = torch.from_numpy(np.ascontiguousarray(x))
+        with torch.inference_mode(), half:
+            batch = batch.to(self.device, memory_format=torch.channels_last)
+            out = forward_all(self.model, batch)
         return [None if t is None else t.float().cpu().numpy() for t in out]
 
 # %% ../nbs/parts/backends.ipynb #b04b-onnx
@@ -130,10 +130,8 @@ class Onnx:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = (
-            max(1, cpu_threads() // streams),
-            3,
-        )
+        options.intra_op_num_threads = max(1, cpu_threads() // streams)
+        options.log_severity_level = 3
         self.session = ort.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
 
     def run(self, x):
@@ -141,16 +139,14 @@ class Onnx:
 
     def __call__(self, x):
         "Batch -> logit, features, map or None."
-        return in_chunks(
-            self.run, x, 4
-        )  # what four images need stays in a core's cache: some 4 % faster than eight
+        # What four images need stays in a core's cache: some 4 % faster than eight.
+        return in_chunks(self.run, x, 4)
 
 # %% ../nbs/parts/backends.ipynb #b04b-openvino
 def _openvino():
-    "OpenVINO without its telemetry, which looks up an analytics host and writes an id into the home folder."
-    sys.modules.setdefault(
-        'openvino_telemetry', None
-    )  # importing it fails, and a stub takes its place
+    "OpenVINO without its telemetry, which looks up a host and writes an id into the home folder."
+    # Importing the telemetry then fails, and a stub takes its place.
+    sys.modules.setdefault('openvino_telemetry', None)
     import openvino
 
     return openvino
@@ -163,62 +159,53 @@ class OpenVino:
 
     def __init__(self, file, precision='f32', streams=1):  # file: an `.onnx` graph
         _need('openvino', 'openvino')
-        ov = _openvino()
-        core = ov.Core()
-        if precision == 'bf16' and 'BF16' not in core.get_property(
-            'CPU', 'OPTIMIZATION_CAPABILITIES'
-        ):
+        core = _openvino().Core()
+        capabilities = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+        if precision == 'bf16' and 'BF16' not in capabilities:
             raise BackendMissing(
                 'This processor has no 16-bit (bfloat16) arithmetic: use openvino.'
             )
-        self.model, self.local = (
-            core.compile_model(
-                str(file),
-                'CPU',
-                dict(
-                    INFERENCE_PRECISION_HINT=precision,
-                    INFERENCE_NUM_THREADS=cpu_threads(),
-                    NUM_STREAMS=streams,
-                ),
-            ),
-            threading.local(),
+        options = dict(
+            INFERENCE_PRECISION_HINT=precision,
+            INFERENCE_NUM_THREADS=cpu_threads(),
+            NUM_STREAMS=streams,
         )
+        self.model = core.compile_model(str(file), 'CPU', options)
+        self.local = threading.local()
 
     def run(self, x):
         if not hasattr(self.local, 'request'):
             self.local.request = self.model.create_infer_request()  # one a thread
-        got = self.local.request.infer([np.ascontiguousarray(x)])
-        return [*(np.array(a, np.float32) for a in got.values()), None][:3]
+        outputs = self.local.request.infer([np.ascontiguousarray(x)])
+        return [*(np.array(a, np.float32) for a in outputs.values()), None][:3]
 
     def __call__(self, x):
         "Batch -> logit, features, map or None."
         return in_chunks(self.run, x)
 
-# %% ../nbs/parts/backends.ipynb #b04b-fastest
+# %% ../nbs/parts/backends.ipynb #b04b-cpuname
 BACKENDS = ('openvino-bf16', 'openvino', 'onnx', 'torch')  # fastest first, by our own measurement
-
-
-def _fastest_file():
-    "Where the order is remembered; None where there is no place for it."
-    folder = cache_folder()
-    return folder and folder / 'fastest.json'
 
 
 def cpu_name() -> str:
     "The processor, as people call it."
     try:
-        return next(
-            l.split(':', 1)[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')
-        )
+        with open('/proc/cpuinfo') as f:
+            return next(x.split(':', 1)[1].strip() for x in f if x.startswith('model name'))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 
-def _here():
-    return {
-        'cpu': cpu_name(),
-        'libraries': [m for m in ('openvino', 'onnxruntime', 'torch') if find_spec(m)],
-    }
+def _here() -> dict:
+    "What an order of speed depends on."
+    libraries = [m for m in ('openvino', 'onnxruntime', 'torch') if find_spec(m)]
+    return {'cpu': cpu_name(), 'libraries': libraries}
+
+# %% ../nbs/parts/backends.ipynb #b04b-fastest
+def _fastest_file():
+    "Where the order is remembered; None where there is no place for it."
+    folder = cache_folder()
+    return folder and folder / 'fastest.json'
 
 
 def keep_order(order):
@@ -230,75 +217,70 @@ def keep_order(order):
 def known_order() -> tuple:
     "The order measured on this machine with what is installed now, or else `BACKENDS`."
     try:
-        got = json.loads(_fastest_file().read_text(encoding='utf-8'))
-        got['order'] = list(got['order'])
+        known = json.loads(_fastest_file().read_text(encoding='utf-8'))
+        order = tuple(b for b in known['order'] if b in BACKENDS)
+        return order if _here().items() <= known.items() else BACKENDS
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return BACKENDS  # none, no place for one, or damaged
-    return (
-        tuple(b for b in got['order'] if b in BACKENDS)
-        if _here().items() <= got.items()
-        else BACKENDS
-    )
 
-# %% ../nbs/parts/backends.ipynb #b04b-make
-def _gpu():
-    return bool(find_spec('torch')) and bool(
-        shutil.which('nvidia-smi') or Path('/dev/nvidiactl').exists()
-    )
+# %% ../nbs/parts/backends.ipynb #b04b-open
+def _has_gpu() -> bool:
+    "Can PyTorch use a GPU? It is not imported where there can be none."
+    seen = shutil.which('nvidia-smi') or Path('/dev/nvidiactl').exists()
+    if not (seen and find_spec('torch')):
+        return False
+    import torch
 
-
-def make_backend(
-    file,  # a weights file, or a graph
-    settings: dict,  # complete, of that file
-    name=None,  # one of `BACKENDS`; None: the fastest that is here and as good
-    device=None,  # `cpu`, `cuda`; None takes a GPU if there is one
-    given=None,  # settings that the user added, for a bare state dict
-    streams: int = 1,  # calls that may run at once
-):  # called with a batch, it gives logit, features, map; `.name`, `.device` and `.streams` say what it is
-    "A backend for `file`; a `BackendMissing` says what to install."
-    if name not in (None, *BACKENDS):
-        raise BackendMissing(f'backend {name!r}: choose one of {", ".join(BACKENDS)}.')
-    if name is None and device is None and _gpu():
-        import torch
-
-        if torch.cuda.is_available():
-            name = 'torch'
-    if name is None and device not in (None, 'cpu'):
-        name = 'torch'
-    graph = None if name == 'torch' else find_graph(file, settings['sha256'])
-    if name in (None, 'torch') and not graph:
-        return _named('torch', Torch(file, given, device))
-    if not graph:
-        raise BackendMissing(
-            f'{Path(file).name} has no graph beside it yet: face_future export {Path(file).name}'
-        )
-    if name:
-        return _open_graph(name, graph, streams)
-    passed = json.loads(onnx_notes(graph).get('precision', '{}'))
-    for name in known_order():
-        if name.endswith('bf16') and not passed.get('bf16', {}).get('passed'):
-            continue
-        try:
-            return (
-                _named('torch', Torch(file, given, device))
-                if name == 'torch'
-                else _open_graph(name, graph, streams)
-            )
-        except BackendMissing:
-            pass
-    raise BackendMissing('No backend is installed: pip install "face_future[onnx]".')
-
-
-def _open_graph(name, graph, streams):
-    return _named(
-        name,
-        Onnx(graph, streams)
-        if name == 'onnx'
-        else OpenVino(graph, 'bf16' if name.endswith('bf16') else 'f32', streams),
-        streams,
-    )
+    return torch.cuda.is_available()
 
 
 def _named(name, backend, streams=1):
-    backend.name, backend.streams = name, streams
+    "The backend, with its name and the number of calls that may run at once."
+    backend.name = name
+    backend.streams = streams
     return backend
+
+
+def _open_graph(name, graph, streams):
+    "The backend of that name for an ONNX graph."
+    if name == 'onnx':
+        return _named(name, Onnx(graph, streams), streams)
+    precision = 'bf16' if name.endswith('bf16') else 'f32'
+    return _named(name, OpenVino(graph, precision, streams), streams)
+
+
+def _candidates(name, graph) -> list:
+    "Names of backends to try, fastest first; one of lower precision only if it has passed."
+    if name or not graph:
+        return [name or 'torch']
+    passed = json.loads(onnx_notes(graph).get('precision', '{}'))
+    half = passed.get('bf16', {}).get('passed')
+    return [name for name in known_order() if half or not name.endswith('bf16')]
+
+# %% ../nbs/parts/backends.ipynb #b04b-make
+def make_backend(
+    file,  # a weights file, or a graph
+    settings: dict,  # complete, of that file
+    name: str = None,  # one of `BACKENDS`; None: the fastest that is installed and as good
+    device: str = None,  # `cpu`, `cuda`; None takes a GPU if there is one
+    given: dict = None,  # settings that the user added, for a bare state dict
+    streams: int = 1,  # calls that may run at once
+):  # called with a batch, it gives logit, features, map; has `.name`, `.device`, `.streams`
+    "A backend for `file`; a `BackendMissing` says what to install."
+    if name not in (None, *BACKENDS):
+        raise BackendMissing(f'backend {name!r}: choose one of {", ".join(BACKENDS)}.')
+    if name is None and (device not in (None, 'cpu') or (device is None and _has_gpu())):
+        name = 'torch'
+    graph = None if name == 'torch' else find_graph(file, settings['sha256'])
+    if not graph and name not in (None, 'torch'):
+        file = Path(file).name
+        raise BackendMissing(f'{file} has no graph beside it yet: face_future export {file}')
+    for candidate in _candidates(name, graph):
+        try:
+            if candidate == 'torch':
+                return _named('torch', Torch(file, given, device))
+            return _open_graph(candidate, graph, streams)
+        except BackendMissing:
+            if name or not graph:
+                raise
+    raise BackendMissing('No backend is installed: pip install "face_future[onnx]".')

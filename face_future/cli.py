@@ -6,9 +6,6 @@
 __all__ = []
 
 # %% ../nbs/09_cli.ipynb #c10-imports
-from face_future import (
-    cli_measure,
-    cli_predict,
-    cli_train,
-)  # each registers its commands with `app`
+# Importing them registers their commands with `app`.
+from . import cli_measure, cli_predict, cli_train
 from .cli_base import app
