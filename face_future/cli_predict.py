@@ -104,11 +104,13 @@ def predict_resumably(predictor, files, folder, out, bs, recursive) -> tuple:  #
         )
         raise typer.Exit(130) from None
 
-# %% ../nbs/parts/cli_predict.ipynb #c10c-predictoptions
+# %% ../nbs/parts/cli_predict.ipynb #c10c-pictures
 Pictures = Annotated[Path, typer.Argument(help='Folder of images, or one image.')]
 Predictions = Annotated[
     Path, typer.Option(help='Folder for the two JSON files, the table and the errors.')
 ]
+
+# %% ../nbs/parts/cli_predict.ipynb #c10c-maxfaces
 MaxFaces = Annotated[
     int,
     typer.Option(
@@ -117,10 +119,14 @@ MaxFaces = Annotated[
         'A picture with more is never called real.',
     ),
 ]
+
+# %% ../nbs/parts/cli_predict.ipynb #c10c-recursive
 Recursive = Annotated[
     bool,
     typer.Option('--recursive', help='Sub folders too; the index is then the path from FOLDER.'),
 ]
+
+# %% ../nbs/parts/cli_predict.ipynb #c10c-predictoptions
 PREDICT_OPTIONS = dict(
     views=(
         str,
@@ -221,7 +227,7 @@ def check_maps(predictor, labels_file, out, n):
     console.print(table)
     typer.echo(f'{seen.said()}; wrote {out / "grid.png"} and {out / "deletion.csv"}')
 
-# %% ../nbs/parts/cli_predict.ipynb #c10-heatmapcmd
+# %% ../nbs/parts/cli_predict.ipynb #c10-heatsource
 HeatSource = Annotated[
     Path,
     typer.Argument(
@@ -230,7 +236,7 @@ HeatSource = Annotated[
     ),
 ]
 
-
+# %% ../nbs/parts/cli_predict.ipynb #c10-heatmapcmd
 @command
 def heatmap(
     source: HeatSource,
@@ -290,7 +296,7 @@ LIMITS = dict(
     ),
 )
 
-# %% ../nbs/parts/cli_predict.ipynb #c10c-addresses
+# %% ../nbs/parts/cli_predict.ipynb #c10c-host
 Host = Annotated[
     str,
     typer.Option(
@@ -300,6 +306,8 @@ Host = Annotated[
 Port = Annotated[
     int, typer.Option(help='Port to listen on.', envvar='FACE_FUTURE_PORT', min=1, max=65535)
 ]
+
+# %% ../nbs/parts/cli_predict.ipynb #c10c-addresses
 Workers = Annotated[
     int,
     typer.Option(

@@ -66,7 +66,7 @@ def read_source(source, real, fake, label_source, fake_means, only_test=False, m
         return read_manifest(source, fake_means=fake_means)
     return _read_challenge(source, label_source, fake_means)
 
-# %% ../nbs/parts/cli_train.ipynb #c10b-labelsoptions
+# %% ../nbs/parts/cli_train.ipynb #c10b-source
 Source = Annotated[
     Optional[Path],
     typer.Argument(
@@ -74,6 +74,8 @@ Source = Annotated[
         '(path, label, source, family, split, group).'
     ),
 ]
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-manifests
 Manifests = Annotated[
     Optional[list[Path]],
     typer.Option(
@@ -81,6 +83,8 @@ Manifests = Annotated[
         '(instead of SOURCE).'
     ),
 ]
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-families
 Families = Annotated[
     Optional[Path],
     typer.Option(help='CSV that tells the family of each source (source, family, maybe label).'),
@@ -88,13 +92,17 @@ Families = Annotated[
 RealFolder = Annotated[
     Optional[Path], typer.Option(help='Folder of real images (with --fake, instead of SOURCE).')
 ]
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-labelsoptions
 FakeFolder = Annotated[Optional[Path], typer.Option(help='Folder of fake images.')]
 
-# %% ../nbs/parts/cli_train.ipynb #c10b-splitoptions
+# %% ../nbs/parts/cli_train.ipynb #c10b-labelsource
 LabelSource = Annotated[
     Optional[Literal['folder', 'json']],
     typer.Option(help='Challenge only: believe the folder names or the JSON files.'),
 ]
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-validpct
 ValidPct = Annotated[
     Optional[float],
     typer.Option(
@@ -103,6 +111,8 @@ ValidPct = Annotated[
     ),
 ]
 SplitSeed = Annotated[Optional[int], typer.Option(help='Of the split; 42 for a new file.')]
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-splitoptions
 LabelsOut = Annotated[
     Path,
     typer.Option(
@@ -143,7 +153,7 @@ def labels(
     counts = f'{len(new)} images, {new.counts()}, {held} of them held out'
     typer.echo(f'{out}: {counts}; "fake" means {fake_means} here.')
 
-# %% ../nbs/parts/cli_train.ipynb #c10-auditcmd
+# %% ../nbs/parts/cli_train.ipynb #c10-testfolder
 TestFolder = Annotated[
     Optional[Path],
     typer.Option(help='Folder of test images, to look for copies of training images.'),
@@ -154,7 +164,7 @@ Photographs = Annotated[
 ]
 Findings = Annotated[Optional[Path], typer.Option(help='Write the findings here, as JSON.')]
 
-
+# %% ../nbs/parts/cli_train.ipynb #c10-auditcmd
 @command
 def audit(
     labels_file: LabelsFile,
@@ -262,8 +272,10 @@ NET_OPTIONS = dict(
     seed=(int, 'Of order, augmentation, dropout.'),
 )
 
-# %% ../nbs/parts/cli_train.ipynb #c10b-trainoptions
+# %% ../nbs/parts/cli_train.ipynb #c10b-runfolder
 RunFolder = Annotated[Path, typer.Option(help='Folder of the run; an unfinished one is resumed.')]
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-sibling
 Sibling = Annotated[
     Optional[Path],
     typer.Option(
@@ -271,10 +283,14 @@ Sibling = Annotated[
         'this one quotes.'
     ),
 ]
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-about
 About = Annotated[
     str,
     typer.Option(help='A line kept with the weights: what they have learnt, under which licence.'),
 ]
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-trainoptions
 WholeLight = Annotated[
     bool,
     typer.Option(
