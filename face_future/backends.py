@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import atomic_write, cache_folder
-from .model_config import WeightsError, complete, onnx_notes, read_settings
+from .model_config import WeightsError, onnx_notes
 
 # %% ../nbs/parts/backends.ipynb #b04b-findgraph
 def find_graph(
@@ -142,7 +142,7 @@ class Onnx:
         # What four images need stays in a core's cache: some 4 % faster than eight.
         return in_chunks(self.run, x, 4)
 
-# %% ../nbs/parts/backends.ipynb #b04b-openvino
+# %% ../nbs/parts/backends.ipynb #b04b-openvino-import
 def _openvino():
     "OpenVINO without its telemetry, which looks up a host and writes an id into the home folder."
     # Importing the telemetry then fails, and a stub takes its place.
@@ -151,7 +151,7 @@ def _openvino():
 
     return openvino
 
-
+# %% ../nbs/parts/backends.ipynb #b04b-openvino
 class OpenVino:
     "OpenVINO on the CPU; `precision`: `f32` or `bf16`."
 
@@ -223,7 +223,7 @@ def known_order() -> tuple:
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return BACKENDS  # none, no place for one, or damaged
 
-# %% ../nbs/parts/backends.ipynb #b04b-open
+# %% ../nbs/parts/backends.ipynb #b04b-hasgpu
 def _has_gpu() -> bool:
     "Can PyTorch use a GPU? It is not imported where there can be none."
     seen = shutil.which('nvidia-smi') or Path('/dev/nvidiactl').exists()
@@ -233,14 +233,14 @@ def _has_gpu() -> bool:
 
     return torch.cuda.is_available()
 
-
+# %% ../nbs/parts/backends.ipynb #b04b-named
 def _named(name, backend, streams=1):
     "The backend, with its name and the number of calls that may run at once."
     backend.name = name
     backend.streams = streams
     return backend
 
-
+# %% ../nbs/parts/backends.ipynb #b04b-opengraph
 def _open_graph(name, graph, streams):
     "The backend of that name for an ONNX graph."
     if name == 'onnx':
@@ -248,7 +248,7 @@ def _open_graph(name, graph, streams):
     precision = 'bf16' if name.endswith('bf16') else 'f32'
     return _named(name, OpenVino(graph, precision, streams), streams)
 
-
+# %% ../nbs/parts/backends.ipynb #b04b-open
 def _candidates(name, graph) -> list:
     "Names of backends to try, fastest first; one of lower precision only if it has passed."
     if name or not graph:

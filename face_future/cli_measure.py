@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 'Rounds', 'Robust', 'MinCoverage', 'Runs',
            'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit', 'Perplexity', 'MapSeed',
-           'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'BenchOut', 'show_report', 'coverage_line',
+           'ExportOut', 'ExportLabels', 'Photographs', 'Compiled', 'BenchOut', 'show_report', 'coverage_line',
            'check_coverage', 'compare_with', 'write_corruptions', 'evaluate', 'show_left_out', 'left_out', 'card',
            'numbers', 'show_map_figures', 'tsne', 'parity_line', 'export', 'bench_row', 'bench']
 
@@ -82,7 +82,7 @@ def write_corruptions(weights, labels, out, images: int, split: str):
     written = f'{out / "robustness.csv"}, {out / "robustness.png"}'
     typer.echo(f'{n} images under every corruption: {written}')
 
-# %% ../nbs/parts/cli_measure.ipynb #c10d-evaluateoptions
+# %% ../nbs/parts/cli_measure.ipynb #c10d-labelled
 Labelled = Annotated[Path, typer.Argument(help='A train_labels.json.')]
 Scores = Annotated[
     Optional[Path],
@@ -92,11 +92,15 @@ Against = Annotated[
     Optional[Path],
     typer.Option(help='A second detector to compare with: a table of scores, or a weights file.'),
 ]
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-split
 Split = Annotated[Literal['valid', 'train', 'all'], typer.Option(help='valid, train, or all.')]
 Threshold = Annotated[
     Optional[float],
     typer.Option(help="Fake from here on; default: the weights' own, .5 for a table."),
 ]
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-evaluateoptions
 Evaluation = Annotated[
     Path, typer.Option(help='Folder for scores.csv, report.csv, coverage.csv, report.png.')
 ]
@@ -149,7 +153,7 @@ def evaluate(
         write_corruptions(weights, labels, out, robust, split)
     check_coverage(table, min_coverage)
 
-# %% ../nbs/parts/cli_measure.ipynb #c10d-showleft
+# %% ../nbs/parts/cli_measure.ipynb #c10d-showleftout
 def show_left_out(table):
     "Print the mean AUROC of each left-out family, and its lowest pair."
     shown = Table('left out', 'pairs', 'mean AUROC', 'lowest')
@@ -160,8 +164,10 @@ def show_left_out(table):
         shown.add_row(name, str(len(t)), f'{t.auroc.mean():.3f}', lowest)
     console.print(shown)
 
-
+# %% ../nbs/parts/cli_measure.ipynb #c10d-runs
 Runs = Annotated[list[Path], typer.Argument(help='Folders of runs, each trained with --leave-out.')]
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-showleft
 LeftOutTable = Annotated[
     Path,
     typer.Option(
@@ -195,7 +201,7 @@ def left_out(
     means = table.groupby('left_out').auroc.mean()
     typer.echo(f'mean over {len(means)} left-out families: {means.mean():.3f}; wrote {out}')
 
-# %% ../nbs/parts/cli_measure.ipynb #c10d-card
+# %% ../nbs/parts/cli_measure.ipynb #c10d-cardweights
 CardWeights = Annotated[
     Optional[str],
     typer.Argument(
@@ -203,7 +209,7 @@ CardWeights = Annotated[
     ),
 ]
 
-
+# %% ../nbs/parts/cli_measure.ipynb #c10d-card
 @command
 def card(
     weights: CardWeights = None,
@@ -220,7 +226,7 @@ def card(
     write_card(complete(file, read_settings(file)), out)
     typer.echo(f'wrote {out}')
 
-# %% ../nbs/parts/cli_measure.ipynb #c10d-tsneoptions
+# %% ../nbs/parts/cli_measure.ipynb #c10d-shown
 Shown = Annotated[Path, typer.Argument(help='train_labels.json; its held-out images are shown.')]
 MapFolder = Annotated[Path, typer.Option(help='Folder for the maps, the page and the figures.')]
 Number = Annotated[int, typer.Option(help='Pictures, evenly over the classes of each source.')]
@@ -228,12 +234,14 @@ MapSplit = Annotated[
     Literal['valid', 'train'],
     typer.Option(help='train shows what was learnt by heart, and flatters.'),
 ]
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-perplexity
 Perplexity = Annotated[
     str, typer.Option(help='About how many neighbours count; several with commas.')
 ]
 MapSeed = Annotated[int, typer.Option(help='Of the choice of pictures and of the maps.')]
 
-
+# %% ../nbs/parts/cli_measure.ipynb #c10d-tsneoptions
 def numbers(text: str) -> list:  # of floats
     "The perplexities that were given, with commas."
     try:
@@ -286,7 +294,7 @@ def tsne(
     show_map_figures(write_map(seen, out, perplexities, seed, zero))
     typer.echo(f'{seen.said()}; wrote {out / "tsne.png"} and {out / "tsne.html"}')
 
-# %% ../nbs/parts/cli_measure.ipynb #c10d-exportoptions
+# %% ../nbs/parts/cli_measure.ipynb #c10d-exportout
 ExportOut = Annotated[
     Optional[Path], typer.Option(help='Folder to write to; default: beside the weights.')
 ]
@@ -296,10 +304,11 @@ ExportLabels = Annotated[
         help='Measure lower precisions on its held-out images, and note which lose nothing.'
     ),
 ]
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-photographs
 Photographs = Annotated[
     Optional[Path], typer.Option(help='Folder of photographs to check the graph on.')
 ]
-Each = Annotated[int, typer.Option(help='Images of each source and class to measure on.')]
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-paritylines
 def parity_line(r: dict) -> str:
@@ -354,7 +363,7 @@ def bench_row(r) -> list:  # of texts
         f'{r.share:.0%}' if r.share == r.share else '',
     ]
 
-
+# %% ../nbs/parts/cli_measure.ipynb #c10d-benchtypes
 Compiled = Annotated[
     bool,
     typer.Option('--compiled', help='Also PyTorch compiled (a minute or two to begin with).'),
