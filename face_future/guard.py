@@ -270,7 +270,9 @@ class Guard:
             return await self.app(scope, receive, send)
         body = Body(Headers(scope=scope), receive, self.memory, **self.limits)
         rid = request_id(body.headers)
-        scope.setdefault('state', {})['request_id'] = rid  # a handler outside the guard needs it too
+        scope.setdefault('state', {})['request_id'] = (
+            rid  # a handler outside the guard needs it too
+        )
         if scope['method'] == 'HEAD':
             scope = {**scope, 'method': 'GET'}  # the server drops the body
 
