@@ -270,8 +270,11 @@ class Guard:
             return await self.app(scope, receive, send)
         body = Body(Headers(scope=scope), receive, self.memory, **self.limits)
         rid = request_id(body.headers)
-        get = {'method': 'GET'} if scope['method'] == 'HEAD' else {}  # the server drops the body
-        scope = {**scope, **get, 'state': {**scope.get('state', {}), 'request_id': rid}}
+        scope.setdefault('state', {})['request_id'] = (
+            rid  # a handler outside the guard needs it too
+        )
+        if scope['method'] == 'HEAD':
+            scope = {**scope, 'method': 'GET'}  # the server drops the body
 
         async def answer(message):
             if message['type'] == 'http.response.start':

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from .data import FORMATS, ImageError, read_rgb
 from .guard import Problem
 
 # %% ../nbs/parts/headers.ipynb #h06-refusals
@@ -143,7 +144,7 @@ def webp_size(data: bytes) -> tuple:  # width, height; 0, 0 where it can't be to
 # %% ../nbs/parts/headers.ipynb #h06-opendef
 def _open_header(data):
     "A picture whose header is read and whose pixels are not."
-    return Image.open(io.BytesIO(data), formats=[f for f in UPLOADS if f in Image.OPEN])
+    return Image.open(io.BytesIO(data), formats=[f for f in UPLOADS if f in FORMATS])
 
 # %% ../nbs/parts/headers.ipynb #h06-memory
 def memory_needed(data: bytes) -> int:  # bytes
@@ -192,8 +193,6 @@ def decode(
     max_pixels: int = 50_000_000,
 ) -> Picture:  # or a `Problem`
     "Decode an upload that may be anything."
-    from face_future.data import FORMATS, ImageError, read_rgb
-
     check_pieces(data)
     try:
         rgb = read_rgb(data, max_pixels, [f for f in UPLOADS if f in FORMATS])
