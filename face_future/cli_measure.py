@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 'Rounds', 'Robust', 'MinCoverage', 'Runs',
            'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit', 'Perplexity', 'MapSeed',
-           'ExportOut', 'ExportLabels', 'Photographs', 'Compiled', 'BenchOut', 'show_report', 'coverage_line',
+           'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'BenchOut', 'show_report', 'coverage_line',
            'check_coverage', 'compare_with', 'write_corruptions', 'evaluate', 'show_left_out', 'left_out', 'card',
            'numbers', 'show_map_figures', 'tsne', 'parity_line', 'export', 'bench_row', 'bench']
 
@@ -309,6 +309,7 @@ ExportLabels = Annotated[
 Photographs = Annotated[
     Optional[Path], typer.Option(help='Folder of photographs to check the graph on.')
 ]
+Each = Annotated[int, typer.Option(help='Images of each source and class to measure on.')]
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-paritylines
 def parity_line(r: dict) -> str:
@@ -349,7 +350,6 @@ def export(
         return
     for r in note_precision(file, check_precision(file, labels_file, n)):
         typer.echo(parity_line(r))
-
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-benchrow
 def bench_row(r) -> list:  # of texts
