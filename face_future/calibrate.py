@@ -246,8 +246,10 @@ def _threshold(photos, unseen, rate, over):
 # %% ../nbs/parts/calibrate.ipynb #c07b-thresholds
 def _lower_threshold(fakes, unseen, rate, over):
     "Highest lower threshold that keeps the missed fakes, of left-out families if there are any."
-    if unseen is None:
+    if unseen is None and over == 'worst':
         return 1 - bound(1 - fakes.score, fakes.source, rate)
+    if unseen is None:
+        return 1 - unseen_bound(1 - fakes.score, fakes.source, rate, over)
     missed = unseen[unseen.fake]
     return 1 - unseen_bound(1 - missed.score, missed.left_out, rate, over)
 
@@ -285,7 +287,7 @@ def choose(
     photo_sources=None,  # sources of photographs that `max_fpr` is about; None: all
     unseen: pd.DataFrame = None,  # left-out scores (07_evaluate): guarantees about new sources
     fpr_over='worst',  # with `unseen`: over which sources, see `unseen_bound`
-    miss_over='mean',
+    miss_over=None,  # over which sources of fakes; None: `mean` with `unseen`, else `worst`
 ) -> dict:  # calibration, temperature, threshold, real_below, promise; with `max_fpr` many_faces
     "Calibration and both thresholds from held-out logits; a `ValueError` where there are too few."
     from face_future.model_config import calibrated
@@ -298,6 +300,9 @@ def choose(
     out = dict(calibration=c, temperature=c['temperature'], threshold=0.5)
     out['promise'] = dict(max_fpr=max_fpr, max_miss=max_miss, images=len(z))
     held['score'] = calibrated(z, out).astype(float)
+    miss_over = miss_over or ('worst' if unseen is None else 'mean')
+    if unseen is None and miss_over != 'worst':
+        out['promise']['miss_over'] = miss_over
     photos = held[~held.fake]
     if photo_sources is not None:
         photos = photos[photos.source.isin(photo_sources)]

@@ -111,9 +111,11 @@ def _held_fpr(s) -> str:
 # %% ../nbs/parts/card.ipynb #k07d-held
 def _held_miss(s) -> str:
     "What the lower threshold guarantees of fakes like those held out."
+    mean = s['promise'].get('miss_over') == 'mean'
+    over = 'on average over their sources' if mean else 'in every source'
     return (
         f'`real` below {s["real_below"]:.3f}: at most {s["promise"]["max_miss"]:.0%} of fakes '
-        'like those held out are called real, in every source. '
+        f'like those held out are called real, {over}. '
         'In between: `unsure` (`close_call`).'
     )
 

@@ -386,6 +386,10 @@ GUARANTEES = dict(
         'Call real only what keeps the share of fakes so called below this, in every source; '
         'what lies between is unsure.',
     ),
+    miss_over=(
+        str,
+        '--max-miss holds in the worst source of fakes (worst) or on average over them (mean).',
+    ),
     photo_sources=(str, 'The sources that --max-fpr is about, with commas; default: all.'),
     unseen=(
         Path,

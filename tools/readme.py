@@ -15,6 +15,16 @@ BLOCK = re.compile(r'(<!-- results: .*? -->\n).*?(<!-- end of results -->)', re.
 NAMES = {
     'dfdc': 'DFDC face swaps | DFDC, frames of videos',
     'stylegan': 'StyleGAN faces',
+    'stylegan2': 'StyleGAN2 faces',
+    'stylegan2-edit': 'StyleGAN2 faces, edited',
+    'gan-inversion': 'people inverted into StyleGAN2',
+    'flux-sdxl-dalle3': 'FLUX, SDXL, DALL-E 3 portraits',
+    'flux-schnell': 'FLUX.1 schnell portraits',
+    'flux-lora': 'FLUX with a LoRA of one person | the same people',
+    'sd-portrait-lora': 'Stable Diffusion studio portraits',
+    'gpt-gemini': 'GPT-image and Gemini',
+    'inswapper': 'inswapper swaps on FFHQ | FFHQ',
+    'photographs': 'eleven sources',
     'stable-diffusion-2.1': 'Stable Diffusion 2.1 portraits',
     'ffhq': 'FFHQ',
     'lfw': 'LFW',
@@ -57,6 +67,7 @@ def row(pair, found):
 def hardest(pairs):
     "Of each kind of fakes only the pair with the lowest AUROC, and all together last."
     shown = {}
+    pairs = {pair: found for pair, found in pairs.items() if 'auroc' in found}
     for pair, found in sorted(pairs.items(), key=lambda p: p[1]['auroc']['value']):
         shown.setdefault(pair.split(', ')[0], (pair, found))
     together = shown.pop('pooled')
