@@ -170,9 +170,9 @@ def as_config(settings: Mapping) -> ModelConfig:
 def threshold_for(
     faces: int,  # without a flaw, in one picture
     threshold: float,  # for one face
-    table=None,  # of a weights file, `many_faces` (parts/calibrate): max_fpr, n, and the highest p_fake of n photographs; None: no correction
+    table=None,  # `many_faces` of a weights file (parts/calibrate); None: no correction
 ) -> float:  # infinite where the table can't tell
-    "What the likeliest fake of so many faces must have for the picture to be called fake (Bonferroni on conformal p-values)."
+    "The `p_fake` from which a picture of so many faces is called fake (Bonferroni)."
     if not table or faces < 2:
         return threshold
     above = (
@@ -267,7 +267,7 @@ def read_settings(file: str | Path) -> dict | None:  # as they are in the file; 
 
 # %% ../nbs/parts/model_config.ipynb #s01d-one
 def one_evaluation(settings: dict) -> dict:
-    "The settings with their figures under `evaluation` alone: version 0.1 kept a second set, with other intervals, under `metrics`."
+    "The settings with one set of figures: early files keep others under `metrics`."
     s, old = dict(settings), settings.get('metrics') or {}
     s.pop('metrics', None)
     if isinstance(s.get('evaluation'), dict):
