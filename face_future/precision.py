@@ -126,11 +126,11 @@ NOTED = ('n', 'change', 'lo', 'hi', 'flips', 'passed')
 
 def note_precision(graph, rows: list[dict]) -> list[dict]:  # `rows` again
     "Note in the graph what `check_precision` found of bfloat16, which `make_backend` goes by."
-    measured = {
-        'bf16': {k: round(r[k], 5) if isinstance(r[k], float) else r[k] for k in NOTED}
-        for r in rows
-        if r['backend'] == 'openvino-bf16'
-    }
+    measured = {}
+    for r in rows:
+        if r['backend'] == 'openvino-bf16':
+            rounded = {k: round(r[k], 5) if isinstance(r[k], float) else r[k] for k in NOTED}
+            measured['bf16'] = rounded
     model = onnx.load(graph, load_external_data=False)
     helper.set_model_props(model, {**onnx_notes(graph), 'precision': json.dumps(measured)})
     atomic_write(graph, model.SerializeToString())
