@@ -87,12 +87,14 @@ def table(settings):
 def note(settings):
     "Which weights, and how they decide, in a sentence each."
     promise = settings['promise']
+    mean = promise.get('miss_over') == 'mean'
+    over = ', on average over their sources' if mean else ''
     return (
         f'Weights `faces {settings["checksum"]}`. They say `fake` from a `p_fake` of '
         f'{settings["threshold"]:.3f}, chosen so that at most {percent(promise["max_fpr"], 0)} of '
         f'photographs like these are called fake, in every source, and `real` below '
         f'{settings["real_below"]:.3f}, so that at most {percent(promise["max_miss"], 0)} of such '
-        'fakes are called real. In between they say `unsure`.'
+        f'fakes are called real{over}. In between they say `unsure`.'
     )
 
 
