@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .data import ImageError, read_rgb
 from .duplicates import duplicates, near_pairs, scan
-from .files import atomic_write
+from .files import atomic_write, file_index
 from .labels import CLASSES, Labels, list_images
 from .shortcuts import COLOURS, new_axes, scan_traits, shortcuts
 
@@ -60,7 +60,7 @@ def check_files(labels: Labels, images: pd.DataFrame) -> list[dict]:
 # %% ../nbs/parts/audit.ipynb #aud-dups
 def same_picture(a: pd.Series, b: pd.Series) -> dict:
     "Two rows with one picture: text, and do their labels (by any source) or their sides differ?"
-    sources = [c for c in ('prediction', 'folder', 'json') if c in a and a[c] != b[c]]
+    sources = [c for c in ('label', 'folder', 'json') if c in a and a[c] != b[c]]
     words = '; '.join(f'{c}: {a[c]}, {b[c]}' for c in sources)
     crossed = {a['split'], b['split']} == {'train', 'valid'}
     text = f'{a.path} = {b.path}'
@@ -120,7 +120,8 @@ def check_conflicts(labels: Labels) -> list[dict]:
 # %% ../nbs/parts/audit.ipynb #aud-index
 def _misplaced(rows: pd.DataFrame) -> list[str]:
     "Numbered pictures whose place in their folder is another if names are sorted as text."
-    by_number = rows.path[rows['index'].map(lambda i: isinstance(i, int))]  # in natural order
+    index = rows.path.map(file_index)
+    by_number = rows.path[index.map(lambda i: isinstance(i, int))]  # in natural order
     folders = by_number.groupby(by_number.map(lambda p: p.rpartition('/')[0]))
     as_text = folders.transform(lambda p: p.sort_values().to_numpy())
     return by_number[by_number != as_text].tolist()
@@ -128,7 +129,7 @@ def _misplaced(rows: pd.DataFrame) -> list[str]:
 
 def check_index(labels: Labels) -> list[dict]:
     "Indices that name several pictures, and rows that a listing in text order would misplace."
-    twice = int((labels.rows['index'].value_counts() > 1).sum())
+    twice = int((labels.rows.path.map(file_index).value_counts() > 1).sum())
     moved = _misplaced(labels.rows)
     shared = f'{twice} indices name several pictures: only the path tells them apart'
     order = (
@@ -174,7 +175,7 @@ def check_convention(labels: Labels, images: pd.DataFrame, photographs=None) -> 
     sentence = 'Unverified: give a folder of known photographs (photographs=, --photographs)'
     if photographs is not None:
         known = look_alikes(images, photographs)[1].unique()
-        n = labels.rows.prediction[known].value_counts().reindex(CLASSES, fill_value=0)
+        n = labels.rows.label[known].value_counts().reindex(CLASSES, fill_value=0)
         severity, sentence = convention_verdict(n.to_dict(), labels.counts(), labels.fake_means)
     detail = f'recorded: fake means {labels.fake_means!r}. {sentence}'
     return [finding('label convention', severity, len(labels), detail)]
@@ -267,7 +268,7 @@ def audit(
 def plot_counts(self: AuditReport):
     "Pictures per class, and per side of the split where there is one."
     rows = self.labels.rows.replace(dict(split={'': 'no split'}))
-    n = pd.crosstab(rows.split, rows.prediction).reindex(columns=CLASSES, fill_value=0)
+    n = pd.crosstab(rows.split, rows.label).reindex(columns=CLASSES, fill_value=0)
     ax = n.plot.bar(ax=new_axes(figsize=(4.5, 2.6)), color=COLOURS, rot=0)
     for bars in ax.containers:
         ax.bar_label(bars)

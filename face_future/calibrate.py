@@ -256,7 +256,7 @@ def _lower_threshold(fakes, unseen, rate, over):
 # %% ../nbs/parts/calibrate.ipynb #c07b-enough
 def _check_enough(settings, *rates):
     "A `ValueError` where too few held-out images gave an infinite threshold."
-    if np.isfinite([settings['threshold'], settings['real_below']]).all():
+    if np.isfinite([settings['threshold'], settings['lower_threshold']]).all():
         return
     rate = min(r for r in rates if r)
     raise ValueError(
@@ -288,7 +288,7 @@ def choose(
     unseen: pd.DataFrame = None,  # left-out scores (07_evaluate): guarantees about new sources
     fpr_over='worst',  # with `unseen`: over which sources, see `unseen_bound`
     miss_over=None,  # over which sources of fakes; None: `mean` with `unseen`, else `worst`
-) -> dict:  # calibration, temperature, threshold, real_below, promise; with `max_fpr` many_faces
+) -> dict:  # calibration, temperature, threshold, lower_threshold, guarantee, …
     "Calibration and both thresholds from held-out logits; a `ValueError` where there are too few."
     from face_future.model_config import calibrated
 
@@ -298,24 +298,24 @@ def choose(
         raise ValueError('The held-out images are all of one class: they can calibrate nothing.')
     c = choose_calibration(z, held.fake, group)
     out = dict(calibration=c, temperature=c['temperature'], threshold=0.5)
-    out['promise'] = dict(max_fpr=max_fpr, max_miss=max_miss, images=len(z))
+    out['guarantee'] = dict(max_fpr=max_fpr, max_miss=max_miss, images=len(z))
     held['score'] = calibrated(z, out).astype(float)
     miss_over = miss_over or ('worst' if unseen is None else 'mean')
     if unseen is None and miss_over != 'worst':
-        out['promise']['miss_over'] = miss_over
+        out['guarantee']['miss_over'] = miss_over
     photos = held[~held.fake]
     if photo_sources is not None:
         photos = photos[photos.source.isin(photo_sources)]
     if unseen is not None:
         unseen = _rescaled(unseen, out)
         over = dict(fpr_over=fpr_over, miss_over=miss_over)
-        out['promise']['unseen'] = {**_count_unseen(unseen), **over}
+        out['guarantee']['unseen'] = {**_count_unseen(unseen), **over}
     if max_fpr is not None:
         out['threshold'] = _threshold(photos, unseen, max_fpr, fpr_over)
-    out['real_below'] = out['threshold']
+    out['lower_threshold'] = out['threshold']
     if max_miss is not None:
         lower = _lower_threshold(held[held.fake], unseen, max_miss, miss_over)
-        out['real_below'] = min(out['threshold'], lower)
+        out['lower_threshold'] = min(out['threshold'], lower)
     _check_enough(out, max_fpr, max_miss)
     if max_fpr is not None:
         out['many_faces'] = _many_faces(photos, unseen, out['threshold'], max_fpr)
@@ -345,7 +345,7 @@ def coverage_curve(
     source,  # N each
     threshold: float,
     over='worst',  # see `unseen_bound`
-) -> pd.DataFrame:  # max_miss, real_below, decided (share with a verdict), wrong (share of those)
+) -> pd.DataFrame:  # max_miss, lower_threshold; shares: decided (with a verdict), wrong (of those)
     "What several guarantees about missed fakes cost in pictures without a verdict."
     p = np.asarray(score, float)
     fake = np.asarray(is_fake, bool)
@@ -359,5 +359,5 @@ def coverage_curve(
         low = min(threshold, low)
         done = (p >= threshold) | (p < low)
         wrong = ((p >= threshold) != fake)[done].mean() if done.any() else np.nan
-        rows.append(dict(max_miss=r, real_below=low, decided=done.mean(), wrong=wrong))
+        rows.append(dict(max_miss=r, lower_threshold=low, decided=done.mean(), wrong=wrong))
     return pd.DataFrame(rows)

@@ -28,6 +28,7 @@ from timm.utils import ModelEmaV3
 
 from .files import atomic_write
 from .model import save_weights
+from .renamed import RECIPE, renamed
 
 # %% ../nbs/parts/callbacks.ipynb #t03-seed
 class SeedEpoch(Callback):
@@ -48,10 +49,10 @@ class FreezeEpochs(Callback):
     "Freeze all but the last parameter group (and the batch norms) for the first `epochs`."
 
     def __init__(self, epochs: int):
-        self.frozen = epochs
+        self.epochs = epochs
 
     def before_epoch(self):
-        self.learn.freeze() if self.epoch < self.frozen else self.learn.unfreeze()
+        self.learn.freeze() if self.epoch < self.epochs else self.learn.unfreeze()
 
 # %% ../nbs/parts/callbacks.ipynb #t03-growcb
 def size_at(recipe, epoch: int) -> int:
@@ -257,7 +258,7 @@ def read_checkpoint(file, device='cpu') -> dict:
 def _check_same_run(c, recipe, fingerprint, folder):
     "A `ValueError` if a checkpoint is of other choices, images or labels."
     # A field that an older version did not know has its default.
-    before = {**asdict(type(recipe)()), **c['recipe']}
+    before = {**asdict(type(recipe)()), **renamed(c['recipe'], RECIPE)}
     now = asdict(recipe)
     if before == now and c['fingerprint'] == fingerprint:
         return

@@ -86,8 +86,8 @@ def read_challenge(
     "Labels of the challenge; both words are kept, in the columns `folder` and `json`."
     check_word('label_source', label_source, ('folder', 'json'))
     rows = [row for folder in CLASSES for row in folder_rows(Path(root), folder)]
-    rows = [dict(row, prediction=row[label_source]) for row in rows]
-    if silent := [row['path'] for row in rows if not row['prediction']]:
+    rows = [dict(row, label=row[label_source]) for row in rows]
+    if silent := [row['path'] for row in rows if not row['label']]:
         raise LabelError(
             f'the JSON files say nothing about {len(silent)} pictures, {silent[0]} for one'
         )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'FakeMeans', 'Root', 'WholeImage', 'LabelsFile', 'WEIGHTS', 'BACKEND', 'Weights', 'Backend',
-           'sentence', 'forgiving', 'have_a_home', 'failed', 'command', 'add_options']
+           'sentence', 'forgiving', 'have_a_home', 'failed', 'ForgivingCommand', 'command', 'add_options']
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-imports
 import functools
@@ -16,8 +16,10 @@ from typing import Annotated, Literal, Optional
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from .files import printable
+from .renamed import new_options
 
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')  # else it asks a server for its version
 
@@ -65,6 +67,14 @@ def failed(message: str, status: int = 2) -> typer.Exit:  # to be raised
     return typer.Exit(status)
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-failed
+class ForgivingCommand(TyperCommand):
+    "A command that takes its options by their old names too, with a notice (see `renamed`)."
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        known = [o for p in self.params for o in (*p.opts, *p.secondary_opts)]
+        return super().parse_args(ctx, new_options(args, known))
+
+
 def command(f):
     "Register `f` as a subcommand that reports foreseen errors as one sentence."
 
@@ -82,7 +92,7 @@ def command(f):
         except (ValueError, OSError) as e:
             raise failed(sentence(e)) from e
 
-    return app.command()(inner)
+    return app.command(cls=ForgivingCommand)(inner)
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-options
 FakeMeans = Annotated[
@@ -95,7 +105,9 @@ Root = Annotated[
 ]
 WholeImage = Annotated[
     bool,
-    typer.Option('--whole-image', help='For pictures that are no faces: judge the centre square.'),
+    typer.Option(
+        '--whole-image', help='For pictures that are no faces: the centre square of each.'
+    ),
 ]
 LabelsFile = Annotated[Path, typer.Argument(help='train_labels.json')]
 

@@ -52,11 +52,11 @@ def about(settings: dict) -> list:  # of sentences
 # %% ../nbs/parts/cli_predict.ipynb #c10c-showrows
 def show_rows(rows, out):
     "Print the first twenty rows as a table, and where the others are."
-    table = Table('index', 'verdict', 'p_fake', 'label', 'faces', 'reason')
+    table = Table('index', 'verdict', 'p_fake', 'label', 'faces', 'unsure_reason')
     for r in rows[:20]:
         p_fake = f'{r["p_fake"]:.3f}'
         faces = str(len(r['faces']))
-        table.add_row(str(r['index']), r['verdict'], p_fake, r['label'], faces, r['reason'])
+        table.add_row(str(r['index']), r['verdict'], p_fake, r['label'], faces, r['unsure_reason'])
     console.print(table)
     if len(rows) > 20:
         typer.echo(f'… and {len(rows) - 20} more in {printable(out / "predictions.csv")}')
@@ -91,14 +91,14 @@ def predict_resumably(predictor, files, folder, out, bs, recursive) -> tuple:  #
     from face_future.tta_inference import predict_folder
 
     if earlier := len(Journal(out, predictor).rows(files)):
-        typer.echo(f'{earlier} images were judged before this was stopped; going on')
+        typer.echo(f'{earlier} images were predicted before this was stopped; going on')
     progress = sys.stderr.isatty()
     try:
         return predict_folder(predictor, folder, out, bs, progress=progress, recursive=recursive)
     except KeyboardInterrupt:
         kept = len(Journal(out, predictor).rows(files))
         typer.secho(
-            f'stopped: {kept} of {len(files)} images are judged and kept in {printable(out)}; '
+            f'stopped: {kept} of {len(files)} images are predicted and kept in {printable(out)}; '
             'the same command goes on from there',
             err=True,
         )
@@ -115,7 +115,7 @@ MaxFaces = Annotated[
     int,
     typer.Option(
         min=1,
-        help='Faces judged in a picture, the largest first. '
+        help='Faces predicted in a picture, the largest first. '
         'A picture with more is never called real.',
     ),
 ]
@@ -130,7 +130,7 @@ Recursive = Annotated[
 PREDICT_OPTIONS = dict(
     views=(
         str,
-        'single, flip, seed, or names with commas; default: what the weights do best with. '
+        'single, flip, original, or names with commas; default: what the weights do best with. '
         'For the packaged faces, single is half the work and costs some .002 of AUROC '
         '(chapter 04).',
     ),
@@ -151,20 +151,20 @@ def predict(
     max_faces: MaxFaces = 100,
     **given,
 ):
-    """Judge a folder of images, and write two JSON files and three tables.
+    """Predict a folder of images, and write two JSON files and three tables.
 
     Example: face_future predict data/sample --out predictions
 
     The files are submission.json, submission_confidence.json, predictions.csv, faces.csv and
     errors.csv. Ends with status 1 if an image could not be read; the others are predicted all the
-    same. Stopped, it keeps what was judged, and the same command goes on from there.
+    same. Stopped, it keeps what was predicted, and the same command goes on from there.
     """
     from face_future.files import check_writable, list_pictures
     from face_future.submission import RESULTS, folder_images
 
     files = folder_images(folder, recursive)
     check_writable(out, RESULTS)
-    if passed_over := list_pictures(folder, recursive).said():
+    if passed_over := list_pictures(folder, recursive).summary():
         typer.echo(f'passed over: {passed_over}')
     bs = given.pop('bs', None)
     given |= dict(weights=weights, backend=backend, whole_image=whole_image, max_faces=max_faces)
@@ -173,7 +173,9 @@ def predict(
     show_rows(rows, out)
     unsure = sum(r['verdict'] == 'unsure' for r in rows)
     written = ' and '.join(printable(out / f) for f in RESULTS[:2])
-    counts = f'{len(rows)} images judged, {unsure} of them unsure, {len(errors)} could not be read'
+    counts = (
+        f'{len(rows)} images predicted, {unsure} of them unsure, {len(errors)} could not be read'
+    )
     typer.echo(f'{counts}; wrote {written}')
     show_errors(errors, out)
 
@@ -225,7 +227,7 @@ def check_maps(predictor, labels_file, out, n):
     for r in write_check(predictor, seen, out):
         table.add_row(r['fill'], r['what'], f'{r["mean"]:+.3f} ({r["lo"]:+.3f} to {r["hi"]:+.3f})')
     console.print(table)
-    typer.echo(f'{seen.said()}; wrote {out / "grid.png"} and {out / "deletion.csv"}')
+    typer.echo(f'{seen.summary()}; wrote {out / "grid.png"} and {out / "deletion.csv"}')
 
 # %% ../nbs/parts/cli_predict.ipynb #c10-heatsource
 HeatSource = Annotated[
@@ -263,12 +265,12 @@ SERVE_OPTIONS = dict(
     weights=(str, WEIGHTS),
     views=(
         str,
-        'single, flip, seed, or names with commas; default: what the weights do best with.',
+        'single, flip, original, or names with commas; default: what the weights do best with.',
     ),
     backend=(str, BACKEND),
-    whole_image=(bool, 'For pictures that are no faces: judge the centre square.'),
+    whole_image=(bool, 'For pictures that are no faces: the centre square of each.'),
     queue=(int, 'Pictures accepted and not yet answered (64).'),
-    batch=(int, 'Faces that the network judges at once (8).'),
+    batch=(int, 'Faces that the network predicts at once (8).'),
     threads=(
         int,
         'Threads, each of which sees pictures through from bytes to verdict (one a core).',
@@ -287,7 +289,7 @@ LIMITS = dict(
     max_body_mb=(float, 'Largest upload in MB (25).'),
     max_pixels=(int, 'Largest picture (50,000,000).'),
     max_files=(int, 'Most files in a request (16).'),
-    max_faces=(int, 'Faces judged in a picture, the largest first (20).'),
+    max_faces=(int, 'Faces predicted in a picture, the largest first (20).'),
     timeout=(float, 'Seconds that an upload may take, and then its verdict (30).'),
     decode_seconds=(float, 'Seconds of processor time that decoding a picture may take (10).'),
     memory_mb=(

@@ -22,9 +22,9 @@ from .worker import FREE, Decoder
 class Lanes:
     "A fast lane of so many places, and a slow one of as many."
 
-    def __init__(self, places: int):
-        self.places = places
-        self.fast = asyncio.Semaphore(places)
+    def __init__(self, slots: int):
+        self.slots = slots
+        self.fast = asyncio.Semaphore(slots)
         self.slow = 0  # pictures in the slow lane
 
 # %% ../nbs/parts/decoders.ipynb #d6b-place
@@ -37,7 +37,7 @@ class Place:
 
     def step_aside(self) -> bool:
         "Change to the slow lane, if there is room."
-        if self.lanes.slow >= self.lanes.places:
+        if self.lanes.slow >= self.lanes.slots:
             return False
         self.fast = False
         self.lanes.slow += 1
@@ -63,7 +63,7 @@ class PictureLimits:
     most: int = 20  # crops
 
     def order(self, memory: int) -> dict:  # bytes
-        "What a process is told."
+        "What a process is sent."
         return dict(
             memory=memory, max_pixels=self.max_pixels, most=self.most, seconds=self.patience
         )
@@ -97,15 +97,15 @@ async def watch(decoder, asking, memory: int, place: Place, limits: PictureLimit
 class Processes:
     "The processes that are alive, and which of them are idle."
 
-    def __init__(self, look: list, most: int):  # see `look_of`; idle ones that are kept
-        self.look = look
+    def __init__(self, detector: list, most: int):  # see `detector_of`; idle ones that are kept
+        self.detector = detector
         self.most = most
         self.idle = []
         self.alive = set()
 
     async def open(self):
         "Start all of them; an error if one doesn't start."
-        starting = (Decoder.start(self.look) for _ in range(self.most))
+        starting = (Decoder.start(self.detector) for _ in range(self.most))
         self.idle += await asyncio.gather(*starting)
         self.alive |= set(self.idle)
 
@@ -116,7 +116,7 @@ class Processes:
             if decoder.process.returncode is None:
                 return decoder
             self.alive.discard(decoder)
-        decoder = await Decoder.start(self.look)
+        decoder = await Decoder.start(self.detector)
         self.alive.add(decoder)
         return decoder
 
@@ -155,14 +155,14 @@ class Decoders:
 
     def __init__(
         self,
-        look: list,  # see `look_of`
+        detector: list,  # see `detector_of`
         workers: int = 1,  # pictures decoded at a time in the fast lane, and again in the slow one
         memory: int = 600_000_000,  # bytes for all large pictures together
         **limits,  # fields of `PictureLimits`
     ):
         self.limits = PictureLimits(**limits)
         self.lanes = Lanes(workers)
-        self.processes = Processes(look, workers)
+        self.processes = Processes(detector, workers)
         self.budget = Budget(memory)
         self.busy = set()  # of tasks
 
@@ -170,7 +170,7 @@ class Decoders:
         "Start all processes; an error if one doesn't start."
         await self.processes.open()
 
-    async def __call__(self, data: bytes) -> tuple:  # (known, crops for `Predictor.judge`)
+    async def __call__(self, data: bytes) -> tuple:  # (known, crops for `Predictor.predict`)
         "Have a file decoded; a `Problem` if it is no picture, or takes too much."
         fields, crops = await self._ask(data, FREE)
         if need := fields.get('need'):

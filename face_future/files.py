@@ -123,7 +123,7 @@ class Listing:
     files: list  # pictures (paths), in natural order
     passed_over: Counter = field(default_factory=Counter)  # what else there is -> how many
 
-    def said(self) -> str:
+    def summary(self) -> str:
         "What was passed over, for people; empty if nothing was."
         return ', '.join(f'{n} × {printable(what)}' for what, n in self.passed_over.most_common())
 

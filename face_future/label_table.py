@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .files import atomic_write, file_index, list_pictures, natural_key, sha256
+from .files import atomic_write, list_pictures, natural_key, sha256
+from .renamed import LABELS, notice, renamed
 
 # %% ../nbs/parts/label_table.ipynb #lab-words
 CLASSES = 'real', 'fake'  # the two words a label may be
 CONVENTIONS = 'generated', 'photograph'  # what `fake` may mean
-LABEL_SOURCES = 'folder', 'json', 'manifest'  # who said so
+LABEL_SOURCES = 'folder', 'json', 'manifest'  # where they are from
 
 
 class LabelError(ValueError):
@@ -45,7 +46,7 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     return sorted(files, key=lambda f: natural_key(f.relative_to(folder).as_posix()))
 
 # %% ../nbs/parts/label_table.ipynb #lab-table
-COLUMNS = 'path', 'prediction', 'index', 'source', 'group', 'split'
+COLUMNS = 'path', 'label', 'source', 'group', 'split'
 
 
 def _check_row(path: str, word: str, split: str):
@@ -56,25 +57,30 @@ def _check_row(path: str, word: str, split: str):
     check_word(f'split of {path}', split, ('train', 'valid', ''))
 
 # %% ../nbs/parts/label_table.ipynb #tab-table
+# Names that are no UTF-8 are text to Python, but not to pyarrow, which pandas takes where it is.
+_python_text = pd.option_context('mode.string_storage', 'python')
+
+
+@_python_text
 def _text_columns(rows) -> pd.DataFrame:
     "`rows` with all of `COLUMNS`; what is not given is an empty text."
     df = pd.DataFrame(rows)
     if df.empty:
         raise LabelError('no images: nothing to label')
-    if missing := {'path', 'prediction'} - set(df):
+    if missing := {'path', 'label'} - set(df):
         raise LabelError(f'rows without {sorted(missing)}')
     df = df.reindex(columns=list(dict.fromkeys([*COLUMNS, *df]))).astype(object)
     df = df.where(df.notna(), '').infer_objects()
-    return df.astype({c: str for c in COLUMNS if c != 'index'})
+    return df.astype({c: str for c in COLUMNS})
 
 # %% ../nbs/parts/label_table.ipynb #tab-checked
+@_python_text
 def label_table(rows) -> pd.DataFrame:
-    "The checked table of `rows` (`path`, `prediction`, and more), in natural order of the paths."
+    "The checked table of `rows` (`path`, `label`, and more), in natural order of the paths."
     df = _text_columns(rows)
-    for row in zip(df.path, df.prediction, df.split):
+    for row in zip(df.path, df.label, df.split):
         _check_row(*row)
     df['path'] = [PurePosixPath(p).as_posix() for p in df.path]
-    df['index'] = pd.Series([file_index(p) for p in df.path], index=df.index)
     for p in df.path[df.path.duplicated()]:
         raise LabelError(f'{p!r} is listed twice')
     return df.sort_values('path', key=lambda s: s.map(natural_key), ignore_index=True)
@@ -101,12 +107,12 @@ class Labels:
         return len(self.rows)
 
     def __repr__(self):
-        said = f'label_source={self.label_source!r}, fake_means={self.fake_means!r}'
-        return f'Labels({self.counts()}, {said})'
+        about = f'label_source={self.label_source!r}, fake_means={self.fake_means!r}'
+        return f'Labels({self.counts()}, {about})'
 
     def counts(self) -> dict:
         "Pictures of each class, in the data set's own words."
-        return {c: int((self.rows.prediction == c).sum()) for c in CLASSES}
+        return {c: int((self.rows.label == c).sum()) for c in CLASSES}
 
 # %% ../nbs/parts/label_table.ipynb #tab-files
 @patch(as_prop=True)
@@ -118,7 +124,7 @@ def files(self: Labels) -> list[Path]:
 @patch(as_prop=True)
 def is_fake(self: Labels) -> np.ndarray:
     "N bool: made or manipulated by a machine, whatever the data set's own word for it is."
-    return (self.rows.prediction == 'fake').to_numpy() != (self.fake_means == 'photograph')
+    return (self.rows.label == 'fake').to_numpy() != (self.fake_means == 'photograph')
 
 # %% ../nbs/parts/label_table.ipynb #lab-part
 @patch
@@ -147,7 +153,7 @@ def draw_evenly(rows: pd.DataFrame, n: int, by, seed: int = 0) -> list:
 def sample(self: Labels, n: int, seed: int = 0) -> Labels:
     "At most `n` pictures of each source and class, drawn at random."
     shuffled = self.rows.sample(frac=1, random_state=seed)
-    return replace(self, rows=shuffled.groupby(['source', 'prediction']).head(n))
+    return replace(self, rows=shuffled.groupby(['source', 'label']).head(n))
 
 # %% ../nbs/parts/label_table.ipynb #lab-save
 @patch
@@ -156,7 +162,7 @@ def fingerprint(self: Labels) -> str:
     for f in self.files:
         if not f.is_file():
             raise LabelError(f'no such image: {f}')
-    rows = zip(self.rows.path, self.rows.prediction, self.files)
+    rows = zip(self.rows.path, self.rows.label, self.files)
     text = '\n'.join(sorted(f'{p}\t{w}\t{sha256(f.read_bytes())}' for p, w, f in rows))
     return sha256(text.encode('utf-8', 'surrogateescape'))  # names that are no UTF-8: their bytes
 
@@ -232,6 +238,15 @@ def _read_meta(json_file: Path, fake_means: str | None, vouched: bool) -> dict:
     return meta
 
 # %% ../nbs/parts/label_table.ipynb #tab-load
+def _todays_rows(rows: list[dict], name: str) -> list[dict]:
+    "The rows of an older version with the columns of today."
+    if not any(set(LABELS) & set(row) for row in rows):
+        return rows
+    for old, new in LABELS.items():
+        notice(f'the column {old}', new, name)
+    return [{k: v for k, v in renamed(row, LABELS).items() if k != 'index'} for row in rows]
+
+
 @patch(cls_method=True)
 def load(
     cls: Labels,
@@ -242,7 +257,7 @@ def load(
 ) -> Labels:
     "Read a label file back; a `LabelError` if its meta file or its pictures are not there."
     json_file = Path(json_file)
-    rows = read_rows(json_file)
+    rows = _todays_rows(read_rows(json_file), json_file.name)
     vouched = root is not None and fake_means is not None
     meta = _read_meta(json_file, fake_means, vouched)
     labels = cls(

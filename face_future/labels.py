@@ -52,7 +52,7 @@ def read_folders(
     for word, folder in given.items():
         if not (files := list_images(os.path.abspath(folder))):
             raise LabelError(f'no images in {folder}')
-        rows += [dict(path=f.relative_to(root).as_posix(), prediction=word) for f in files]
+        rows += [dict(path=f.relative_to(root).as_posix(), label=word) for f in files]
     return Labels(rows, root, 'folder', fake_means)
 
 # %% ../nbs/00_labels.ipynb #lab-groups
@@ -73,7 +73,7 @@ def clusters(files, given: pd.Series) -> np.ndarray:
 def assign_split(rows: pd.DataFrame, groups, valid_pct: float) -> pd.Series:
     "The column split, filled cluster by cluster (`groups`: row numbers of each)."
     split = rows.split.copy()
-    stratum = pd.get_dummies(rows.prediction + '|' + rows.source).to_numpy(int)  # N × strata
+    stratum = pd.get_dummies(rows.label + '|' + rows.source).to_numpy(int)  # N × strata
     goal = np.floor(stratum.sum(0) * valid_pct + 0.5)
     have = stratum[split == 'valid'].sum(0)
     for idx in groups:
@@ -90,7 +90,7 @@ def assign_split(rows: pd.DataFrame, groups, valid_pct: float) -> pd.Series:
 def _check_both_sides(rows: pd.DataFrame, assigned: pd.Series, cluster: np.ndarray) -> None:
     "A `LabelError` if a class is missing, or was assigned and is not on both sides."
     for word in CLASSES:
-        mine = rows.prediction == word
+        mine = rows.label == word
         as_given = mine.any() and not assigned[mine].any()
         if rows.split[mine].nunique() == 2 or as_given:
             continue

@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .augment import face_mask
-from .data import ImageError, face_square, read_rgb
+from .data import ImageError, face_crop_box, read_rgb
 from .faces import Face, cache_file
 from .files import atomic_write
 
@@ -172,14 +172,14 @@ class Pair:
             rgb = np.asarray(im.convert('RGB'))
         side = rgb.shape[0]
         half = rgb[:, side:] if fake else rgb[:, :side]
-        points = tuple(map(tuple, face['points']))
-        return np.ascontiguousarray(half), Face(tuple(face['box']), points, face['score'])
+        landmarks = tuple(map(tuple, face['points']))
+        return np.ascontiguousarray(half), Face(tuple(face['box']), landmarks, face['score'])
 
 # %% ../nbs/parts/latent.ipynb #e01e-writepair
 def _write_pair(file, photo, fake, face) -> Pair:
     "Save a photograph, its reconstruction and the `Face` in them."
     note = PngInfo()
-    note.add_text('face', json.dumps(dict(box=face.box, points=face.points, score=face.score)))
+    note.add_text('face', json.dumps(dict(box=face.box, points=face.landmarks, score=face.score)))
     out = io.BytesIO()
     Image.fromarray(np.hstack([photo, fake])).save(out, 'PNG', pnginfo=note, compress_level=3)
     atomic_write(file, out.getvalue())
@@ -204,10 +204,10 @@ class PairSettings:
                 raise ValueError(f'latent {name} must lie between 0 and 1, not {value}.')
 
 # %% ../nbs/parts/latent.ipynb #e01e-makepair
-def _pasted(photo, fake, points, rng):
+def _pasted(photo, fake, landmarks, rng):
     "The photograph with its reconstruction in a region of the face only."
     side = len(photo)
-    mask = face_mask(points, side, side, rng)[..., None]
+    mask = face_mask(landmarks, side, side, rng)[..., None]
     mask = mask / max(mask.max(), 1e-6)
     return (mask * fake + (1 - mask) * photo).round().clip(0, 255).astype(np.uint8)
 
@@ -220,16 +220,16 @@ def make_pair(
     rng,  # numpy Generator
 ) -> tuple:  # photograph, reconstruction (side × side × 3 uint8), and the `Face` in them
     "A photograph's crop and its reconstruction, both at one random side."
-    left, top, s = face_square(face.box, settings.margin, *rgb.shape[:2])
+    left, top, s = face_crop_box(face.box, settings.margin, *rgb.shape[:2])
     side = 8 * int(rng.integers(settings.low // 8, settings.high // 8 + 1))
     photo = resized(rgb[top : top + s, left : left + s], side)
     fake = reconstruct(photo, autoencoder, rng.uniform(0, settings.noise), rng)
     x, y, w, h = face.box
     box = tuple(float(v) * side / s for v in (x - left, y - top, w, h))
-    points = (np.asarray(face.points, float) - (left, top)) * side / s
+    landmarks = (np.asarray(face.landmarks, float) - (left, top)) * side / s
     if rng.random() < settings.blended:
-        fake = _pasted(photo, fake, points, rng)
-    return photo, fake, Face(box, tuple(map(tuple, points.tolist())), face.score)
+        fake = _pasted(photo, fake, landmarks, rng)
+    return photo, fake, Face(box, tuple(map(tuple, landmarks.tolist())), face.score)
 
 # %% ../nbs/parts/latent.ipynb #e01e-make
 def _pair_name(data, autoencoder, settings):

@@ -15,6 +15,7 @@ import pandas as pd
 from .files import atomic_write
 from .labels import Labels, left_out
 from .metrics import auroc_interval
+from .renamed import SCORES
 from .scores import score_images
 from .tta_inference import DOUBTS, Predictor
 
@@ -61,7 +62,7 @@ def left_out_table(
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../nbs/parts/left_out.ipynb #p07l-files
-KEPT = 'path source family group split fake left_out unseen temperature logit reason'.split()
+KEPT = 'path source family group split fake left_out unseen temperature logit unsure_reason'.split()
 
 
 def write_left_out(scores: pd.DataFrame, file) -> pd.DataFrame:  # the table
@@ -77,9 +78,12 @@ def write_left_out(scores: pd.DataFrame, file) -> pd.DataFrame:  # the table
 def read_left_out(file) -> pd.DataFrame:  # for `choose`
     "Scores of `write_left_out` that their network had not seen, without a quality issue."
     t = pd.read_csv(file, keep_default_na=False, na_values=dict(logit=['']))
+    t = t.rename(columns=SCORES)
     if missing := {'logit', 'fake', 'source', 'left_out', 'unseen'} - set(t):
         raise ValueError(
             f'{Path(file).name} has no column {sorted(missing)}: face_future left-out makes '
             'such a table.'
         )
-    return t[t.unseen & t.logit.notna() & t.reason.isin(['', *DOUBTS])].reset_index(drop=True)
+    return t[t.unseen & t.logit.notna() & t.unsure_reason.isin(['', *DOUBTS])].reset_index(
+        drop=True
+    )

@@ -56,9 +56,9 @@ def _read_known(csv: Path) -> pd.DataFrame:
     df = read_csv(csv)
     if missing := {'path', 'label'} - set(df):
         raise LabelError(f'{csv.name} has no column {sorted(missing)}; it has {list(df)}')
-    df = df.filter(items=KNOWN).rename(columns={'label': 'prediction'})
+    df = df.filter(items=KNOWN)
     df['path'] = df.path.str.replace('\\', '/', regex=False)
-    for c in df.columns.intersection(['prediction', 'split']):
+    for c in df.columns.intersection(['label', 'split']):
         df[c] = df[c].str.lower()
     return df
 
@@ -97,10 +97,10 @@ def merge_labels(tables: list[Labels]) -> Labels:
 def with_families(labels: Labels, csv: str | Path) -> Labels:
     "`labels` with the column `family`, from a CSV; a `LabelError` for a source that it lacks."
     name = Path(csv).name
-    known = read_csv(csv).rename(columns={'label': 'prediction'})
+    known = read_csv(csv)
     if missing := {'source', 'family'} - set(known):
         raise LabelError(f'{name} has no column {sorted(missing)}')
-    by = ['source', 'prediction'] if 'prediction' in known else ['source']
+    by = ['source', 'label'] if 'label' in known else ['source']
     if known.duplicated(by).any():
         raise LabelError(f'{name} lists a source twice')
     rows = labels.rows.drop(columns='family', errors='ignore')

@@ -48,7 +48,7 @@ def held_out_settings(
     if isinstance(unseen, (str, Path)):
         unseen = read_left_out(unseen)
     every = score_images(predictor, labels, progress=progress)
-    t = every[every.logit.notna() & every.reason.isin(['', *DOUBTS])]
+    t = every[every.logit.notna() & every.unsure_reason.isin(['', *DOUBTS])]
     chosen = choose(t.logit, t.fake, t.source, t.group, unseen=unseen, **guarantees)
     t = t.assign(score=calibrated(t.logit, chosen))
     views = ','.join(predictor.views)

@@ -110,7 +110,7 @@ function gauge(said, answer, title, number) {
   meter.setAttribute('aria-valuenow', (100 * said.p_fake).toFixed(1));
   meter.setAttribute('aria-valuetext', `${percent(said.p_fake)}, the line is at ${percent(threshold)}`);
   meter.setAttribute('aria-label', title);
-  $('.number', face).textContent = said.verdict === 'unsure' ? `${number ? said.reasons.map(reason).join(' ') + ' ' : ''}${said.reasons.includes('close_call') ? `Probability of a fake: ${percent(said.p_fake)}. Below ${percent(answer.real_below)} there is no clear sign of one; from ${percent(threshold)} on it is called one.` : `The number, ${percent(said.p_fake)}, is not to be relied on here.`}`
+  $('.number', face).textContent = said.verdict === 'unsure' ? `${number ? said.unsure_reasons.map(reason).join(' ') + ' ' : ''}${said.unsure_reasons.includes('close_call') ? `Probability of a fake: ${percent(said.p_fake)}. Below ${percent(answer.real_below)} there is no clear sign of one; from ${percent(threshold)} on it is called one.` : `The number, ${percent(said.p_fake)}, is not to be relied on here.`}`
     : `Probability of a fake: ${percent(said.p_fake)}. It is called a fake from ${percent(threshold)} on.`;
   return face;
 }
@@ -121,7 +121,7 @@ function succeed(item, a) {
   card.classList.remove('real', 'fake', 'unsure'); card.classList.add(a.verdict);
   const count = v => a.faces.filter(f => f.verdict === v).length, all = a.faces.length, fakes = count('fake'), unsure = count('unsure');
   $('.result .verdict', card).textContent = several && fakes ? `Signs of a fake in ${fakes} of ${all} faces` : several && a.verdict === 'unsure' && unsure < all ? `Can’t tell for ${unsure} of ${all} faces` : words(a);
-  const why = a.verdict === 'unsure' && !several ? a.reasons.map(reason) : []; // of several, each says its own
+  const why = a.verdict === 'unsure' && !several ? a.unsure_reasons.map(reason) : []; // of several, each says its own
   if (several && unsure && a.verdict !== 'unsure') why.push(`It can’t tell for ${unsure} of ${all} faces.`);
   if (a.faces_left_out) why.push(`Only the ${a.faces.length} largest faces were judged; ${a.faces_left_out} ${a.faces_left_out === 1 ? 'was' : 'were'} not.`);
   $('.result .why', card).textContent = why.join(' ');

@@ -36,7 +36,7 @@ def held_out_crops(
     some = Labels.load(labels_file).part(split).sample(n, seed)
     fake = some.is_fake
     predictor = Predictor(graph, backend='onnx', device='cpu')
-    largest = [predictor.look(read_rgb(f))[0] for f in some.files]
+    largest = [predictor.detect(read_rgb(f))[0] for f in some.files]
     sound = np.array([issue == '' for _, _, issue in largest])
     if len(set(fake[sound])) < 2:
         name = Path(labels_file).name
@@ -48,7 +48,7 @@ def verdict_side(logit, settings: dict) -> np.ndarray:  # same shape: 1 fake, -1
     "The verdict that a logit in the world's sense gets by thresholds alone."
     p_fake = calibrated(logit, {'temperature': 1.0, **settings})
     high = settings.get('threshold', 0.5)
-    low = settings.get('real_below', high)
+    low = settings.get('lower_threshold', high)
     return np.where(p_fake >= high, 1, np.where(p_fake < low, -1, 0))
 
 # %% ../nbs/parts/precision.ipynb #prc-flipfn2

@@ -83,12 +83,12 @@ def score_images(
     "Predict labelled images, a row each; score and logit are nan where a file can't be read."
     labels = (labels if isinstance(labels, Labels) else Labels.load(labels)).part(split)
     got, _ = predict_files(predictor, labels.files, progress=progress)
-    predicted = pd.DataFrame(got, columns=['path', 'p_fake', 'logit', 'verdict', 'reason'])
+    predicted = pd.DataFrame(got, columns=['path', 'p_fake', 'logit', 'verdict', 'unsure_reason'])
     predicted = predicted.set_index('path').reindex([str(f) for f in labels.files])
     return labels.rows.assign(
         fake=labels.is_fake,
         score=predicted.p_fake.to_numpy(),
         logit=predicted.logit.to_numpy(),
         verdict=predicted.verdict.fillna('').to_numpy(),
-        reason=predicted.reason.fillna('unreadable').to_numpy(),
+        unsure_reason=predicted.unsure_reason.fillna('unreadable').to_numpy(),
     )

@@ -31,8 +31,8 @@ def probe(predictor) -> list:  # the logit of a fixed picture, twice, each an ar
     size = predictor.preprocess.size
     rgb = np.random.default_rng(0).integers(0, 256, (2 * size, 2 * size, 3), np.uint8)
     rgb[:size] = np.linspace(40, 215, 2 * size).astype(np.uint8)[None, :, None]
-    looks = [(predictor.preprocess(rgb), None, '')]
-    return [p.logit for p in split(predictor.judge([looks, looks]), 2)]
+    crops = [(predictor.preprocess(rgb), None, '')]
+    return [p.logit for p in split(predictor.predict([crops, crops]), 2)]
 
 # %% ../nbs/parts/selftest.ipynb #y06-file
 def known_file(predictor) -> Path:

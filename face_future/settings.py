@@ -22,13 +22,13 @@ def listed(text: str) -> list:
 
 # %% ../nbs/parts/settings.ipynb #e06-modelsettings
 class ModelSettings(BaseModel):
-    "What judges, and how."
+    "Which weights predict, and how."
 
     weights: Optional[str] = Field(None, description='Weights file, or the name of a packaged one.')
     views: Optional[str] = Field(
         None,
-        description='single, flip, seed, or names with commas; default: what the weights do best '
-        'with.',
+        description='single, flip, original, or names with commas; default: what the weights do '
+        'best with.',
     )
     backend: Optional[str] = Field(
         None,
@@ -37,7 +37,7 @@ class ModelSettings(BaseModel):
     )
     whole_image: bool = Field(
         False,
-        description='Judge the centre square of each picture: for pictures that are no faces.',
+        description='For pictures that are no faces: the centre square of each.',
     )
 
 # %% ../nbs/parts/settings.ipynb #e06-limitsettings
@@ -49,7 +49,9 @@ class LimitSettings(BaseModel):
     )
     max_pixels: int = Field(50_000_000, gt=0, description='Largest picture, known from its header.')
     max_files: int = Field(16, ge=1, description='Most files in one request to /predict/batch.')
-    max_faces: int = Field(20, ge=1, description='Faces judged in one picture, the largest first.')
+    max_faces: int = Field(
+        20, ge=1, description='Faces predicted in one picture, the largest first.'
+    )
     timeout: float = Field(
         30, gt=0, description='Seconds that an upload may take, and then its verdict.'
     )
@@ -68,7 +70,7 @@ class LimitSettings(BaseModel):
     queue: int = Field(
         64, ge=1, description='Pictures accepted and not yet answered; the next gets a 503.'
     )
-    batch: int = Field(8, ge=1, description='Faces that the network judges at once.')
+    batch: int = Field(8, ge=1, description='Faces that the network predicts at once.')
     threads: int = Field(
         0,
         ge=0,
@@ -130,8 +132,8 @@ class AccessSettings(BaseModel):
     def _hosts(cls, text):
         for h in listed(text):
             if h != '*' and host_name(h) != h.lower():
-                looks = 'one looks like faces.example, without scheme, port or path'
-                raise ValueError(f'{h!r} is no host name; {looks}')
+                example = 'one looks like faces.example, without scheme, port or path'
+                raise ValueError(f'{h!r} is no host name; {example}')
         return text.lower()
 
 # %% ../nbs/parts/settings.ipynb #t06-misspelt

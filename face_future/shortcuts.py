@@ -99,7 +99,7 @@ def probe(X, y) -> dict:
 def spectrum_probe(labels: Labels, images: pd.DataFrame | None = None) -> dict:
     "AUROC (auc, lo, hi) of a `probe` that sees the 16 rings alone, and n, the pictures used."
     images = scan_traits(labels) if images is None else images
-    y = (labels.rows.prediction == 'fake').to_numpy(int)
+    y = (labels.rows.label == 'fake').to_numpy(int)
     measured = [not np.isnan(s).any() for s in images.spectrum]
     ok = (images.error == '').to_numpy() & np.array(measured, bool)
     if min(np.bincount(y[ok], minlength=2)) < 5:
@@ -154,7 +154,7 @@ def shortcuts(labels: Labels, images: pd.DataFrame) -> pd.DataFrame:
     columns = ['trait', 'auc', 'lo', 'hi', 'detail']
     ok = images.error == ''
     t = images.assign(source=labels.rows.source)[ok].infer_objects()
-    y = (labels.rows.prediction == 'fake')[ok].to_numpy(int)
+    y = (labels.rows.label == 'fake')[ok].to_numpy(int)
     if min(np.bincount(y, minlength=2)) < 5:
         return pd.DataFrame(columns=columns)
     fitted = 'logistic regression, five folds'
@@ -192,7 +192,7 @@ def plot_spectrum(labels: Labels, images: pd.DataFrame, ax=None):
     ax = ax or new_axes(figsize=(6, 3.4))
     freq = np.arange(1, 17) / 32
     for c, style in zip(CLASSES, ('-', '--')):
-        s = images.spectrum[(labels.rows.prediction == c) & (images.error == '')].tolist()
+        s = images.spectrum[(labels.rows.label == c) & (images.error == '')].tolist()
         if not s:
             continue
         lo, hi = np.nanpercentile(s, (25, 75), axis=0)

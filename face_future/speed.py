@@ -338,15 +338,15 @@ def _batches(crops, n=8) -> list:
     return [crops[i : i + n] for i in range(0, len(crops), n)]
 
 # %% ../nbs/parts/speed.ipynb #v08b-stagesfn
-def _stages(predictor, files) -> tuple:  # what `look` gave, and ms of processor time an image
+def _stages(predictor, files) -> tuple:  # what `detect` gave, and ms of processor time an image
     "Decode, detect and crop, predict: each for all files, one after the other."
     times = [time.process_time()]
     pictures = [read_rgb(f) for f in files]
     times.append(time.process_time())
-    crops = [predictor.look(rgb) for rgb in pictures]
+    crops = [predictor.detect(rgb) for rgb in pictures]
     times.append(time.process_time())
     for batch in _batches(crops):
-        predictor.judge(batch)
+        predictor.predict(batch)
     times.append(time.process_time())
     stages = ('decode_ms', 'find_ms', 'network_ms')
     return crops, dict(zip(stages, np.diff(times) / len(files) * 1e3))
@@ -356,7 +356,7 @@ def _network_rate(predictor, crops) -> float:
     "Images a second by the network alone, as many batches at once as the backend has streams."
     start = time.perf_counter()
     with ThreadPoolExecutor(predictor.backend.streams) as executor:
-        list(executor.map(predictor.judge, _batches(crops)))
+        list(executor.map(predictor.predict, _batches(crops)))
     return len(crops) / (time.perf_counter() - start)
 
 # %% ../nbs/parts/speed.ipynb #v08b-ratefn

@@ -32,6 +32,7 @@ from face_future.prediction import (
     usable_preprocess,
     world_sign,
 )
+from .renamed import VIEWS as OLD_VIEWS
 from .submission import RESULTS, Journal, folder_images, write_predictions
 
 _all_ = ['DOUBTS', 'Prediction']  # they belong to what a `Predictor` gives
@@ -49,7 +50,7 @@ UNDO = dict(rot90='rot270', rot270='rot90')  # the view that undoes a view, wher
 VIEW_SETS = dict(
     single=('identity',),
     flip=('identity', 'flip'),
-    seed=('identity', 'flip', 'rot90', 'rot270'),
+    original=('identity', 'flip', 'rot90', 'rot270'),  # of the original submission
     turns=tuple(VIEWS),
 )
 
@@ -59,6 +60,7 @@ def get_views(
 ) -> tuple:  # names of single views
     "The views meant by `views`; a `ValueError` names those that there are."
     if isinstance(views, str):
+        views = OLD_VIEWS.get(views, views)
         views = VIEW_SETS.get(views) or [v.strip() for v in views.split(',')]
     names = tuple(views)
     bad = [v for v in names if v not in VIEWS]
@@ -91,7 +93,7 @@ class Predictor:
         settings: dict = None,  # what a bare state dict lacks (arch, preprocess, fake_means, …)
         whole_image: bool = False,  # crop the centre, whatever the weights were trained on
         backend=None,  # see `make_backend`; None takes the fastest that is installed
-        streams: int = 1,  # calls of `judge` that may run at once, each on its share of the cores
+        streams: int = 1,  # calls of `predict` that may run at once, each on its share of the cores
         max_faces: int = 100,  # crops of a picture at most, the largest faces first
     ):
         self.file = find_weights(weights)
@@ -111,22 +113,22 @@ class Predictor:
     def device(self):
         return self.backend.device
 
-    def look(
+    def detect(
         self,
         rgb: np.ndarray,  # H × W × 3, uint8
         most: int = None,  # crops at most; None: `max_faces`
-    ) -> list:  # `Looks`: of (network input, box or None, quality issue or '')
+    ) -> list:  # `Crops`: of (network input, box or None, quality issue or '')
         "The crops of a picture: every face, or the centre."
         return detect_crops(rgb, self.preprocess, self.finder, most or self.max_faces)
 
-    def judge(self, looks: list) -> Prediction:  # for each picture what `look` gives
+    def predict(self, crops: list) -> Prediction:  # for each picture what `detect` gives
         "Predict the crops of some pictures."
-        x = np.stack([crop[0] for picture in looks for crop in picture])
+        x = np.stack([crop[0] for picture in crops for crop in picture])
         logit, features, cam = self.backend(np.concatenate([VIEWS[v](x) for v in self.views]))
         view_logits = self.sign * logit.reshape(len(self.views), len(x)).T
         if cam is not None:
             cam = self.sign * mean_map(cam, self.views)
-        return make_prediction(looks, view_logits, features[: len(x)], cam, self.settings)
+        return make_prediction(crops, view_logits, features[: len(x)], cam, self.settings)
 
     def __call__(
         self,
@@ -135,33 +137,33 @@ class Predictor:
         "Predict a few pictures at once; an `ImageError` if one can't be read."
         if isinstance(images, (str, Path, bytes, np.ndarray, Image.Image)):
             images = [images]
-        return self.judge([self.look(as_pixels(i)) for i in images])
+        return self.predict([self.detect(as_pixels(i)) for i in images])
 
 # %% ../nbs/04_tta_inference.ipynb #p04-steps
 def _error_row(file: Path, e: Exception) -> dict:
     "What was wrong with a file, in a sentence."
-    said = f'{printable(file.name)}: {getattr(e, "strerror", None) or type(e).__name__}.'
+    sentence = f'{printable(file.name)}: {getattr(e, "strerror", None) or type(e).__name__}.'
     if isinstance(e, ImageError):
-        said = str(e)
+        sentence = str(e)
     elif file.is_symlink() and not file.exists():
-        said = f'{printable(file.name)}: a link that leads nowhere.'
-    return dict(file=printable(file.name), error=said)
+        sentence = f'{printable(file.name)}: a link that leads nowhere.'
+    return dict(file=printable(file.name), error=sentence)
 
 
 def _predict_batch(predictor, slots, files) -> tuple:  # rows, errors
     "Read, detect and predict a few files, in one of the `slots` (a semaphore)."
-    looks = {}
+    crops = {}
     errors = []
     for file in files:
         try:
-            looks[file] = predictor.look(read_rgb(file))
+            crops[file] = predictor.detect(read_rgb(file))
         except (ImageError, OSError, MemoryError) as e:
             errors.append(_error_row(file, e))
-    if not looks:
+    if not crops:
         return [], errors
     with slots:
-        prediction = predictor.judge(list(looks.values()))
-    return picture_rows(list(looks), prediction), errors
+        prediction = predictor.predict(list(crops.values()))
+    return picture_rows(list(crops), prediction), errors
 
 # %% ../nbs/04_tta_inference.ipynb #p04-inorder
 def _in_order(
@@ -269,7 +271,7 @@ def compare_views(
     predictor,  # its own views don't matter
     files,  # N paths
     is_fake,  # N, in the world's sense
-    sets=('single', 'flip', 'rot90', 'rot180', 'vflip', 'transpose', 'seed', 'turns'),
+    sets=('single', 'flip', 'rot90', 'rot180', 'vflip', 'transpose', 'original', 'turns'),
     rounds: int = 2000,  # of the bootstrap
 ) -> list:  # of dicts: views, n, accuracy, AUROC, gain in accuracy; each with its 95 % interval
     "Accuracy (Wilson), AUROC (DeLong) and paired gain (bootstrap over images) of sets of views."

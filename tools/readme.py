@@ -4,12 +4,10 @@ The weights file keeps what it was measured to be worth, and README must not say
 nbs/checks/house_rules.ipynb compares the two.
 """
 
-import json
 import re
 
-from safetensors import safe_open
-
 from checksums import ROOT, short
+from face_future.model_config import read_settings
 
 BLOCK = re.compile(r'(<!-- results: .*? -->\n).*?(<!-- end of results -->)', re.S)
 NAMES = {
@@ -86,15 +84,15 @@ def table(settings):
 
 def note(settings):
     "Which weights, and how they decide, in a sentence each."
-    promise = settings['promise']
-    mean = promise.get('miss_over') == 'mean'
+    guarantee = settings['guarantee']
+    mean = guarantee.get('miss_over') == 'mean'
     over = ', on average over their sources' if mean else ''
     return (
         f'Weights `faces {settings["checksum"]}`. They say `fake` from a `p_fake` of '
-        f'{settings["threshold"]:.3f}, chosen so that at most {percent(promise["max_fpr"], 0)} of '
-        f'photographs like these are called fake, in every source, and `real` below '
-        f'{settings["real_below"]:.3f}, so that at most {percent(promise["max_miss"], 0)} of such '
-        f'fakes are called real{over}. In between they say `unsure`.'
+        f'{settings["threshold"]:.3f}, chosen so that at most {percent(guarantee["max_fpr"], 0)} '
+        f'of photographs like these are called fake, in every source, and `real` below '
+        f'{settings["lower_threshold"]:.3f}, so that at most {percent(guarantee["max_miss"], 0)} '
+        f'of such fakes are called real{over}. In between they say `unsure`.'
     )
 
 
@@ -108,9 +106,7 @@ def with_results(readme, settings):
 def packaged_settings():
     "What the packaged weights for faces say of themselves, with their short checksum."
     file = ROOT / 'face_future' / 'weights' / 'faces.safetensors'
-    with safe_open(file, framework='numpy') as weights:
-        settings = json.loads(weights.metadata()['face_future'])
-    return settings | {'checksum': short(file)}
+    return read_settings(file) | {'checksum': short(file)}
 
 
 if __name__ == '__main__':
