@@ -16,7 +16,8 @@ import pandas as pd
 from .embedding import Seen, separation
 from .files import atomic_write
 from .heatmaps import overlay
-from .maps import COLUMNS, colours, draw
+from .maps import COLUMNS, draw
+from .plots import colours
 from .tsne import mistakes, plane, strips
 
 # %% ../nbs/parts/atlas.ipynb #a05-datauri

@@ -21,7 +21,8 @@ from .data import ImageError, read_rgb
 from .duplicates import duplicates, near_pairs, scan
 from .files import atomic_write, file_index
 from .labels import CLASSES, Labels, list_images
-from .shortcuts import COLOURS, new_axes, scan_traits, shortcuts
+from .plots import COLOURS
+from .shortcuts import new_axes, scan_traits, shortcuts
 
 # %% ../nbs/parts/audit.ipynb #aud-finding
 def finding(check: str, severity: str, items: list | int, detail: str) -> dict:

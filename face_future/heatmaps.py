@@ -112,7 +112,7 @@ def grid(
     "Right and wrong verdicts with their maps: of each kind the `n` farthest from `zero`."
     import matplotlib.pyplot as plt
 
-    from face_future.tsne import save_figure
+    from face_future.plots import save_figure
 
     kinds = surest(np.asarray(truth), np.asarray(verdict), np.mean(cams, (1, 2)) - zero, n)
     full = np.percentile(np.abs(np.stack(cams) - zero), 98)
