@@ -346,7 +346,7 @@ def share_machine(workers: int):
     import shutil
 
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // workers)))
-    os.environ['FACE_FUTURE_SHARED'] = str(workers)  # each takes its share of places and rates
+    os.environ['FACE_FUTURE_SHARED'] = str(workers)  # each takes its share of slots and rates
     if 'PROMETHEUS_MULTIPROC_DIR' not in os.environ:
         folder = metrics_folder()
         os.environ['PROMETHEUS_MULTIPROC_DIR'] = folder
