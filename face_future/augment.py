@@ -85,8 +85,8 @@ class ImageSet:
 
     def __init__(
         self,
-        rows,  # DataFrame with `path`, `label` and, if known, `source`
-        root,  # folder that `path` is relative to
+        rows: pd.DataFrame,  # with `path`, `label` and, if known, `source`
+        root: str | Path,  # folder that `path` is relative to
         preprocess: Preprocess,  # the settings shared with prediction
         augment=None,  # from `augmentations`
         seed: int = 42,  # of the augmentations
@@ -132,7 +132,7 @@ class PillowJPEG(A.ImageOnlyTransform):
 class Shrink(A.ImageOnlyTransform):
     "Shrink a square to a side of `scale` times `full` pixels, if it is larger."
 
-    def __init__(self, scale=(0.25, 1), full=224, p=0.5):
+    def __init__(self, scale=(0.25, 1), full: float = 224, p=0.5):
         super().__init__(p=p)
         self.scale = scale
         self.full = full
@@ -281,7 +281,7 @@ def face_mask(
     landmarks,  # the five landmarks of a `Face`, in pixels of the picture
     height: int,
     width: int,
-    rng,  # numpy Generator
+    rng: np.random.Generator,
 ) -> np.ndarray:  # height × width, float, 0 to 1
     "A random, softened mask of a face or a part of it."
     eye = max(4.0, np.linalg.norm(np.subtract(landmarks[1], landmarks[0])))
@@ -324,7 +324,7 @@ def _moved(rgb, rng):
 
 # %% ../nbs/parts/augment.ipynb #a01c-selfblend
 def self_blend(
-    rgb,  # H × W × 3 uint8, a photograph with a face in it
+    rgb: np.ndarray,  # H × W × 3 uint8, a photograph with a face in it
     landmarks,  # the face's five landmarks, in its pixels
     seed: int,
 ) -> np.ndarray:  # H × W × 3 uint8
@@ -343,7 +343,7 @@ def _shares(sizes, balance):
     return {k: w / sum(weights.values()) for k, w in weights.items()}
 
 # %% ../nbs/parts/augment.ipynb #a01c-familiesfn
-def families(rows) -> pd.Series:
+def families(rows: pd.DataFrame) -> pd.Series:
     "The family of each row: its `family`, else its source; `others` where that has one class only."
     family = rows.source
     if 'family' in rows:
@@ -375,7 +375,7 @@ def _family_cells(rows, mine, balance, share, blends, family):
 
 # %% ../nbs/parts/augment.ipynb #a01c-mixturefn
 def sampling_weights(
-    rows,  # DataFrame: `label` (real, fake), `source`; if known `family`, `pair` (None: none)
+    rows: pd.DataFrame,  # `label` (real, fake), `source`; if known `family`, `pair` (None: none)
     balance: float = 0.5,  # 0: sources by their size, 1: all the same
     blends: float = 0.0,  # share of the fakes that are blended from real ones
     latent: float = 0.0,  # share of both classes from pairs of a photograph and its reconstruction
@@ -427,7 +427,7 @@ def _drawn(rows, cells, epoch, seed):
 
 # %% ../nbs/parts/augment.ipynb #a01c-balanced
 def balanced_sample(
-    rows,  # as for `sampling_weights`
+    rows: pd.DataFrame,  # as for `sampling_weights`
     n: int,  # images in an epoch
     balance: float = 0.5,
     *,
@@ -458,8 +458,8 @@ class FaceSet(ImageSet):
 
     def __init__(
         self,
-        rows,  # as for `ImageSet`; if known also `pair`
-        root,
+        rows: pd.DataFrame,  # as for `ImageSet`; if known also `pair`
+        root: str | Path,
         faces,  # a `Face` for each row
         preprocess: Preprocess,
         augment=None,  # from `face_augmentations`
@@ -487,7 +487,7 @@ class FaceSet(ImageSet):
 
 # %% ../nbs/parts/augment.ipynb #a01c-facecrop
 @patch
-def augmented(self: FaceSet, rgb, face, kind, j):
+def augmented(self: FaceSet, rgb: np.ndarray, face, kind, j):
     "The crop of a face after blending and augmentation, square, uint8."
     alike = min(kind, 2)  # both halves of a pair
     seed = _seed_of(self.seed, self.epoch, j + alike * len(self))
@@ -499,7 +499,7 @@ def augmented(self: FaceSet, rgb, face, kind, j):
 
 # %% ../nbs/parts/augment.ipynb #a01c-cut
 @patch
-def cut(self: FaceSet, rgb, face, rng):
+def cut(self: FaceSet, rgb: np.ndarray, face, rng: np.random.Generator):
     "A crop round the face, with some jitter, and the five landmarks in it."
     x, y, w, h = face.box
     margin = self.preprocess.margin * rng.uniform(0.9, 1.2)
@@ -554,7 +554,7 @@ def _seen(dataset, groups, preprocess, features, most):
 # %% ../nbs/parts/augment.ipynb #a01c-probefn
 def source_probe(
     dataset,  # gives (network input, label)
-    rows,  # its `source` and `label`, and if known `family`
+    rows: pd.DataFrame,  # its `source` and `label`, and if known `family`
     preprocess: Preprocess,  # to undo
     features=None,  # network inputs N × 3 × S × S (float32) -> N × F, e.g. a backend's
     most: int = 300,  # pictures a group

@@ -36,7 +36,7 @@ class SeedEpoch(Callback):
 
     order = -50
 
-    def __init__(self, seed):
+    def __init__(self, seed: int):
         self.seed = seed
 
     def before_epoch(self):
@@ -138,7 +138,7 @@ def best_epoch(log: list) -> int:  # row number
     return len(log) - 1
 
 # %% ../nbs/parts/callbacks.ipynb #t03-keeptools
-def save_torch(obj, file):
+def save_torch(obj, file: str | Path):
     "`torch.save`, by a temporary name."
     b = io.BytesIO()
     torch.save(obj, b)
@@ -158,7 +158,7 @@ class Checkpoint(Callback):
 
     order = 80  # after Recorder and EMA
 
-    def __init__(self, out, recipe, settings: dict):
+    def __init__(self, out: str | Path, recipe, settings: dict):
         self.out = Path(out)
         self.recipe = recipe
         self.settings = settings  # what the weights file says of itself
@@ -242,7 +242,7 @@ _DAMAGED = (
 )
 
 # %% ../nbs/parts/callbacks.ipynb #k03-readfn
-def read_checkpoint(file, device='cpu') -> dict:
+def read_checkpoint(file: str | Path, device: str = 'cpu') -> dict:
     "A checkpoint's parts, none of its code run; a `ValueError` if the file is damaged."
     advice = 'delete it to start anew, or choose another --out.'
     try:
@@ -270,7 +270,7 @@ def _check_same_run(c, recipe, fingerprint, folder):
 
 # %% ../nbs/parts/callbacks.ipynb #k03-loadfn
 @patch
-def load(self: Checkpoint, learn, file) -> int:  # the epoch to go on with
+def load(self: Checkpoint, learn, file: str | Path) -> int:  # the epoch to go on with
     "Put a checkpoint back into `learn`; a `ValueError` if it is of another run."
     device = learn.dls.device
     c = read_checkpoint(file, device)

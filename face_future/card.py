@@ -173,6 +173,6 @@ def render_card(settings: dict) -> str:  # of a weights file, as `load_weights` 
     return '\n\n'.join(parts) + '\n'
 
 
-def write_card(settings: dict, file):
+def write_card(settings: dict, file: str | Path):
     "`render_card` into a file."
     atomic_write(Path(file), render_card(settings))

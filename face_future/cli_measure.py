@@ -52,7 +52,7 @@ def check_coverage(table, least: float):
 def compare_with(
     other,  # a table of scores, or a weights file
     table,  # of scores
-    out,  # a folder; gets `compare.json`
+    out: str | Path,  # a folder; gets `compare.json`
     *,
     threshold: float,  # of `table`
     name: str,  # of what `table` is from
@@ -73,7 +73,7 @@ def compare_with(
     return result['sentence']
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-compare
-def write_corruptions(weights, labels, out, images: int, split: str):
+def write_corruptions(weights, labels, out: str | Path, images: int, split: str):
     "Predict some images of each source and class under every corruption."
     from face_future.robustness import write_robustness
     from face_future.tta_inference import Predictor

@@ -50,7 +50,7 @@ def about(settings: dict) -> list:  # of sentences
     return lines
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-showrows
-def show_rows(rows, out):
+def show_rows(rows, out: str | Path):
     "Print the first twenty rows as a table, and where the others are."
     table = Table('index', 'verdict', 'p_fake', 'label', 'faces', 'unsure_reason')
     for r in rows[:20]:
@@ -62,7 +62,7 @@ def show_rows(rows, out):
         typer.echo(f'… and {len(rows) - 20} more in {printable(out / "predictions.csv")}')
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-rows
-def show_errors(errors, out):
+def show_errors(errors, out: str | Path):
     "Print the first five errors, and where the others are; ends with status 1 if there are any."
     for e in errors[:5]:
         typer.secho(f'error: {e["error"]}', fg='red', err=True)
@@ -85,7 +85,9 @@ def loaded_predictor(images: int, **options):
     return predictor
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-loaded
-def predict_resumably(predictor, files, folder, out, bs, recursive) -> tuple:  # rows, errors
+def predict_resumably(
+    predictor, files: list, folder: str | Path, out: str | Path, bs: int, recursive: bool
+) -> tuple:  # rows, errors
     "Predict a folder; says what an earlier run left, and what this one leaves when it is stopped."
     from face_future.submission import Journal
     from face_future.tta_inference import predict_folder
@@ -202,7 +204,7 @@ def check(
     typer.echo('every image has one row, every row an image, all labels are known')
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-paintpictures
-def paint_pictures(predictor, source, out):
+def paint_pictures(predictor, source, out: str | Path):
     "Paint a picture or a folder, a line each; ends with status 1 if one could not be read."
     from face_future.heatmaps import paint_files
     from face_future.submission import folder_images
@@ -216,7 +218,7 @@ def paint_pictures(predictor, source, out):
         raise typer.Exit(1)
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-painted
-def check_maps(predictor, labels_file, out, n):
+def check_maps(predictor, labels_file, out: str | Path, n: int):
     "Paint held-out images in a grid, and check the maps by deletion."
     from face_future.heatmaps import write_check
     from face_future.labels import Labels

@@ -129,7 +129,7 @@ def _problem(file):
 
 
 def check_images(
-    files,  # paths
+    files: list,  # paths
     progress: bool = False,  # show a progress bar
 ) -> dict:  # path -> what is wrong with it; empty when all is well
     "Try to decode every file; the ones that fail, with the reason."
@@ -147,7 +147,7 @@ def centre_crop_box(height: int, width: int) -> tuple:  # left, top, side, in pi
 
 
 def face_crop_box(
-    box,  # of a face: left, top, width, height
+    box: tuple,  # of a face: left, top, width, height
     margin: float,  # side of the square in units of the box's longer side
     height: int,
     width: int,  # of the picture
@@ -201,14 +201,18 @@ class Preprocess:
         for k in ('mean', 'std'):
             object.__setattr__(self, k, tuple(getattr(self, k)))  # JSON knows lists only
 
-    def crop_pixels(self, rgb, box=None) -> np.ndarray:  # `size` × `size` × 3, uint8
+    def crop_pixels(
+        self, rgb: np.ndarray, box: tuple | None = None
+    ) -> np.ndarray:  # `size` × `size` × 3, uint8
         "The crop of `rgb` (H × W × 3 uint8) round `box` (x, y, width, height), or its centre."
         h, w = rgb.shape[:2]
         x, y, s = centre_crop_box(h, w) if box is None else face_crop_box(box, self.margin, h, w)
         crop = np.ascontiguousarray(rgb[y : y + s, x : x + s])
         return _resize(crop, self.size, self.interpolation)
 
-    def __call__(self, rgb, box=None) -> np.ndarray:  # 3 × `size` × `size`, float32, normalised
+    def __call__(
+        self, rgb: np.ndarray, box: tuple | None = None
+    ) -> np.ndarray:  # 3 × `size` × `size`, float32, normalised
         "Network input for one image, or for one face in it."
         channels = cv2.split(self.crop_pixels(rgb, box))
         return np.stack([cv2.LUT(*c) for c in zip(channels, _levels(self.mean, self.std))])

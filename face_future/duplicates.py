@@ -46,7 +46,7 @@ def describe(
     return _facts(rgb) | more(file, rgb)
 
 # %% ../nbs/parts/duplicates.ipynb #grp-scan
-def scan(files, more=_no_more) -> pd.DataFrame:
+def scan(files: list, more=_no_more) -> pd.DataFrame:
     "`describe` for each of `files`, in their order."
     with ThreadPoolExecutor() as pool:
         rows = list(pool.map(partial(describe, more=more), files))

@@ -98,7 +98,7 @@ def draw_report(table: pd.DataFrame, threshold: float):
     return fig
 
 # %% ../nbs/07_evaluate.ipynb #e07-write
-def write_report(table: pd.DataFrame, threshold: float, out, rounds: int = 1000):
+def write_report(table: pd.DataFrame, threshold: float, out: str | Path, rounds: int = 1000):
     "`scores`, `report` and `coverage` as CSV and `report.png` in `out`; -> report, coverage."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ SMALLEST = 32  # pixels
 
 
 def position_issue(
-    box,  # of a `Face`
+    box: tuple,  # of a `Face`
     landmarks,  # its landmarks
     height: int,
     width: int,  # of the picture
@@ -89,7 +89,9 @@ class YuNet:
         self.net = None
         self.lock = threading.Lock()
 
-    def run(self, rgb) -> list:  # of three 1 × 16 × H/step × W/step: class, object, box, landmarks
+    def run(
+        self, rgb: np.ndarray
+    ) -> list:  # of three 1 × 16 × H/step × W/step: class, object, box, landmarks
         "Run on an H × W × 3 uint8 RGB picture, as BGR, with black to the next multiple of 32."
         with self.lock:
             self.net = self.net or _session()
@@ -112,7 +114,9 @@ def _read_scale(out, step, least):
     return np.c_[np.c_[corner, size, landmarks] * step, score[row, col]]
 
 # %% ../nbs/parts/faces.ipynb #f01-candidatesfn
-def candidates(net, rgb, least: float) -> np.ndarray:  # N × 15: box (4), landmarks (10), score
+def candidates(
+    net, rgb: np.ndarray, least: float
+) -> np.ndarray:  # N × 15: box (4), landmarks (10), score
     "All that YuNet gives a score of more than `least`, overlaps and all."
     scales = zip((8, 16, 32), net.run(rgb))
     return np.concatenate([_read_scale(o[0], step, least) for step, o in scales]).astype(np.float32)
@@ -127,7 +131,7 @@ def suppress(found, least):
     return found[np.asarray(keep, int).ravel()]
 
 # %% ../nbs/parts/faces.ipynb #f01-added
-def added(known, more):
+def added(known: np.ndarray, more: np.ndarray) -> np.ndarray:
     "The faces `known` (N × 15), and those of `more` that are not among them, by their middles."
     for face in more:
         middle = face[:2] + face[2:4] / 2
@@ -219,11 +223,11 @@ class FaceFinder(YuNet):
         self.least = least
         self.side = side
 
-    def __call__(self, rgb) -> list:  # of `Face`, the largest first
+    def __call__(self, rgb: np.ndarray) -> list:  # of `Face`, the largest first
         "The faces in an H × W × 3 uint8 RGB picture."
         return _as_faces(self.find(rgb), *rgb.shape[:2])
 
-    def find(self, rgb) -> np.ndarray:  # N × 15: boxes, landmarks, scores
+    def find(self, rgb: np.ndarray) -> np.ndarray:  # N × 15: boxes, landmarks, scores
         "The faces, from as many passes as are needed."
         found = _search(self, rgb, self.side, self.least)
         good = found[found[:, 14] >= self.sure]
@@ -262,8 +266,8 @@ LIMITS = dict(too_dark=20, too_blurred=0.1, too_compressed=2.2)
 
 
 def quality(
-    rgb,  # H × W × 3 uint8
-    box,  # of a `Face`
+    rgb: np.ndarray,  # H × W × 3 uint8
+    box: tuple,  # of a `Face`
 ) -> (
     dict
 ):  # `too_dark`: mean grey, 0 to 255; `too_blurred`: sharpness; `too_compressed`: blockiness
@@ -274,7 +278,7 @@ def quality(
     return dict(too_dark=cv2.mean(grey)[0], too_blurred=_sharpness(grey), too_compressed=blockiness)
 
 # %% ../nbs/parts/faces.ipynb #f01-qualityreason
-def quality_issue(rgb, box) -> str:
+def quality_issue(rgb: np.ndarray, box: tuple) -> str:
     "The quality issue of a face's crop: `too_dark`, `too_blurred`, `too_compressed`, or empty."
     q = quality(rgb, box)
     if q['too_dark'] < LIMITS['too_dark']:
@@ -353,7 +357,7 @@ def _search_all(todo, cache, bar):
 
 # %% ../nbs/parts/faces.ipynb #f01-findmany
 def find_faces(
-    files,  # paths
+    files: list,  # paths
     cache=None,  # file to remember them in; None: `cache_file()`
     progress: bool = False,  # show a bar
 ) -> list:  # for each file, its faces (`Face`, the largest first); None where it can't be read

@@ -37,7 +37,7 @@ def _escaped(match: re.Match) -> str:
     return f'\\x{code:02x}' if code < 256 else f'\\u{code:04x}'
 
 
-def printable(name) -> str:
+def printable(name: str | Path) -> str:
     r"A name or message that any file or terminal bears: no bytes or control characters but `\xe9`."
     return re.sub(UNPRINTABLE, _escaped, str(name))
 
@@ -55,8 +55,8 @@ def _longer_where_shared(found: list, longer: list) -> list:
 
 
 def file_indices(
-    files,  # paths
-    root=None,  # a folder: the index is the path from here, ending and all
+    files: list,  # paths
+    root: str | Path | None = None,  # a folder: the index is the path from here, ending and all
 ) -> list:  # of int or str, all different
     "The index of each of some pictures."
     files = [Path(f) for f in files]
@@ -165,7 +165,7 @@ def _walk(folder, recursive: bool, listing: Listing) -> None:
 
 # %% ../nbs/parts/files.ipynb #fil-pictures
 def list_pictures(
-    folder,  # or one file, which is taken for a picture whatever its name
+    folder: str | Path,  # or one file, which is taken for a picture whatever its name
     recursive: bool = False,  # sub folders too; never hidden ones, the system's, or links
 ) -> Listing:  # `FileNotFoundError` if there is no such folder
     "The pictures of a folder, 2 before 10, and a count of what else is there."
@@ -194,7 +194,7 @@ def _write_safely(file: Path, data) -> None:
         os.fsync(f.fileno())
 
 # %% ../nbs/parts/files.ipynb #fil-atomic-write
-def atomic_write(file, content: str | bytes) -> Path:
+def atomic_write(file: str | Path, content: str | bytes) -> Path:
     "Write under a temporary name, then `os.replace`; on failure the old file is left as it was."
     file = Path(file)
     data = content.encode('utf-8') if isinstance(content, str) else memoryview(content)
@@ -235,7 +235,7 @@ def _probe(folder: Path) -> None:
 
 # %% ../nbs/parts/files.ipynb #fil-check-writable
 def check_writable(
-    folder,  # is made if it isn't there
+    folder: str | Path,  # is made if it isn't there
     names=(),  # of files to be written there
 ) -> None:
     "An `OSError` with a sentence if these files can't be written; nothing there is touched."
@@ -256,7 +256,7 @@ def sha256(data: str | bytes) -> str:
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 # %% ../nbs/parts/files.ipynb #fil-key
-def file_key(file) -> str:
+def file_key(file: str | Path) -> str:
     "Recognises a file without reading it: path, size and time of change; empty if it is gone."
     try:
         s = Path(file).stat()

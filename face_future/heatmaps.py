@@ -27,7 +27,7 @@ def turning_point(settings) -> float:  # of a `Predictor`: its `threshold` and c
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-spread
 def spread(
-    cam,  # h × w, in logits
+    cam: np.ndarray,  # h × w, in logits
     size: int,  # of the crop, pixels
 ) -> np.ndarray:  # size × size, float32
     "A map enlarged to the crop it belongs to; each cell's middle keeps its place."
@@ -41,7 +41,7 @@ STRENGTH = 0.65  # of the strongest colour, 0 to 1
 
 
 def colour(
-    cam,  # h × w, in logits
+    cam: np.ndarray,  # h × w, in logits
     size: int,  # of the crop, pixels
     zero: float = 0.0,  # no colour here; orange above, blue below
     full: float = FULL,  # the colour is strongest this far from `zero`; None: at the extreme
@@ -57,8 +57,8 @@ def colour(
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-overlayfn
 def overlay(
-    crop,  # S × S × 3, uint8, RGB
-    cam,  # its map, h × w, in logits
+    crop: np.ndarray,  # S × S × 3, uint8, RGB
+    cam: np.ndarray,  # its map, h × w, in logits
     zero: float = 0.0,  # see `colour`
     full: float = None,
     strength: float = STRENGTH,
@@ -93,7 +93,9 @@ def predict_crops(
 KINDS = (('fake', 'fake'), ('real', 'real'), ('real', 'fake'), ('fake', 'real'))  # truth, verdict
 
 
-def surest(truth, verdict, lean, n: int) -> dict:  # (truth, verdict) to indices
+def surest(
+    truth: np.ndarray, verdict: np.ndarray, lean, n: int
+) -> dict:  # (truth, verdict) to indices
     "Of each kind that there is, the `n` cases that lean farthest."
     found = {(t, v): np.flatnonzero((truth == t) & (verdict == v)) for t, v in KINDS}
     return {kind: i[np.argsort(-np.abs(lean[i]))][:n] for kind, i in found.items() if len(i)}
@@ -101,12 +103,12 @@ def surest(truth, verdict, lean, n: int) -> dict:  # (truth, verdict) to indices
 # %% ../nbs/parts/heatmaps.ipynb #h05-gridfn
 def grid(
     crops,  # N × S × S × 3, uint8
-    cams,  # N × h × w
-    truth,  # N: `real` or `fake`
-    verdict,  # N: `real` or `fake`
+    cams: np.ndarray,  # N × h × w
+    truth: np.ndarray,  # N: `real` or `fake`
+    verdict: np.ndarray,  # N: `real` or `fake`
     n: int = 4,  # of each kind
     zero: float = 0.0,  # see `colour`
-    file=None,
+    file: str | Path | None = None,
     dpi: int = 100,
 ):
     "Right and wrong verdicts with their maps: of each kind the `n` farthest from `zero`."
@@ -138,10 +140,10 @@ def _square_means(cam, size, side):
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-deletefns
 def places(
-    cam,  # h × w
+    cam: np.ndarray,  # h × w
     size: int,  # of the picture, pixels
     side: int,  # of the square to delete, pixels
-    rng,  # a numpy generator
+    rng: np.random.Generator,
     randoms: int = 4,  # how many random places
 ) -> dict:  # `hottest`, `coldest`, `random`: lists of (left, top)
     "Where the map is highest and lowest on average over a square, and some random places."
@@ -169,7 +171,7 @@ FILLS = dict(blur=_blur, mean=_mean_colour)
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-delete
 def delete(
-    crop,  # S × S × 3, uint8
+    crop: np.ndarray,  # S × S × 3, uint8
     at,  # (left, top)
     side: int,  # pixels
     fill: str = 'blur',  # or `mean`
@@ -256,7 +258,7 @@ def deletion_summary(
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-paintfn
 def paint(
-    rgb,  # H × W × 3, uint8
+    rgb: np.ndarray,  # H × W × 3, uint8
     p,  # the `Prediction` of this one picture
     preprocess,  # of the predictor
     zero: float = 0.0,
@@ -276,7 +278,9 @@ def paint(
     return out
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-write
-def write_check(predictor, seen, out, **kwargs) -> list:  # `deletion_summary` for both fills
+def write_check(
+    predictor, seen, out: str | Path, **kwargs
+) -> list:  # `deletion_summary` for both fills
     """`grid.png` and `deletion.csv` in the folder `out`, of what `face_future.tsne.see` saw.
 
     `kwargs` go to `deletion_check`."""
@@ -296,8 +300,8 @@ def write_check(predictor, seen, out, **kwargs) -> list:  # `deletion_summary` f
 # %% ../nbs/parts/heatmaps.ipynb #h05-paintfiles
 def paint_files(
     predictor,
-    files,  # paths
-    out,  # folder
+    files: list,  # paths
+    out: str | Path,  # folder
 ) -> tuple:  # (rows: file, verdict, p_fake, painted: where), (errors: file, error)
     "Each picture with its heat as `NAME_heat.jpg` in the folder `out`, all on one scale."
     rows, errors = [], []

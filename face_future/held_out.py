@@ -41,7 +41,7 @@ def held_out_table(held, y, logit) -> pd.DataFrame:
     )
 
 # %% ../nbs/parts/held_out.ipynb #h03-measured
-def measured(table, fake_means: str) -> dict:  # temperature, evaluation
+def measured(table: pd.DataFrame, fake_means: str) -> dict:  # temperature, evaluation
     "What the held-out logits (in the data set's words) say of the weights, in the world's sense."
     flip = fake_means == 'photograph'
     fake = (table.fake == 1) != flip
@@ -63,7 +63,7 @@ def _quoted(figures_from) -> dict:
 
 
 def finish(
-    out,  # folder of the run
+    out: str | Path,  # folder of the run
     dls,  # its loaders, of all held-out images
     figures_from=None,  # a run's folder: its figures are quoted where this one holds none out
     group=None,  # of each held-out image: who is drawn together

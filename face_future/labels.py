@@ -56,7 +56,7 @@ def read_folders(
     return Labels(rows, root, 'folder', fake_means)
 
 # %% ../nbs/00_labels.ipynb #lab-groups
-def clusters(files, given: pd.Series) -> np.ndarray:
+def clusters(files: list, given: pd.Series) -> np.ndarray:
     "One number a file; look-alikes and members of a group (`given`; '' is none) share it."
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -114,7 +114,7 @@ def _load_half(file, make):
 class Autoencoder:
     "An image autoencoder from two files, safetensors in TAEF2's layout or TorchScript."
 
-    def __init__(self, encoder_file, decoder_file, device=None):
+    def __init__(self, encoder_file, decoder_file, device: str | None = None):
         self.device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         self.encoder = _load_half(encoder_file, encoder).eval().to(self.device)
         self.decoder = _load_half(decoder_file, decoder).eval().to(self.device)
@@ -130,7 +130,7 @@ class Autoencoder:
         return self.decoder(z.to(self.device))
 
 # %% ../nbs/parts/latent.ipynb #e01e-resized
-def resized(rgb, side: int) -> np.ndarray:
+def resized(rgb: np.ndarray, side: int) -> np.ndarray:
     "A square picture at `side` × `side`: area-averaged down, cubic up."
     if rgb.shape[0] == side:
         return rgb
@@ -145,10 +145,10 @@ def _noisy(z, noise, rng):
 
 # %% ../nbs/parts/latent.ipynb #e01e-reconstruct
 def reconstruct(
-    rgb,  # side × side × 3 uint8; 8 divides the side
-    autoencoder,  # an `Autoencoder`, or anything that encodes and decodes N × 3 × H × W in 0 to 1
+    rgb: np.ndarray,  # side × side × 3 uint8; 8 divides the side
+    autoencoder: Autoencoder,  # or what encodes and decodes N × 3 × H × W in 0 to 1
     noise: float = 0.0,  # of the latents, in units of their standard deviation
-    rng=None,  # numpy Generator of the noise
+    rng: np.random.Generator | None = None,  # of the noise
 ) -> np.ndarray:  # as `rgb`
     "A picture as its autoencoder gives it back."
     x = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].float() / 255
@@ -213,11 +213,11 @@ def _pasted(photo, fake, landmarks, rng):
 
 # %% ../nbs/parts/latent.ipynb #e01e-makepairfn
 def make_pair(
-    rgb,  # H × W × 3 uint8
-    face,  # a `Face` in it
-    autoencoder,
+    rgb: np.ndarray,  # H × W × 3 uint8
+    face: Face,  # in it
+    autoencoder: Autoencoder,
     settings: PairSettings,
-    rng,  # numpy Generator
+    rng: np.random.Generator,
 ) -> tuple:  # photograph, reconstruction (side × side × 3 uint8), and the `Face` in them
     "A photograph's crop and its reconstruction, both at one random side."
     left, top, s = face_crop_box(face.box, settings.margin, *rgb.shape[:2])
@@ -267,11 +267,11 @@ def _found_or_made(file, face, autoencoder, settings, folder):
 
 # %% ../nbs/parts/latent.ipynb #e01e-makepairs
 def make_pairs(
-    files,  # paths of photographs
+    files: list,  # paths of photographs
     faces,  # a `Face` for each
-    autoencoder,  # an `Autoencoder`, or an object with `encode`, `decode` and a `key` that names it
+    autoencoder: Autoencoder,  # or what has `encode`, `decode` and a `key` that names it
     settings: PairSettings = PairSettings(),
-    folder=None,  # where they are kept; None: `pair_folder()`
+    folder: str | Path | None = None,  # where they are kept; None: `pair_folder()`
     progress: bool = False,  # show a bar
 ) -> list:  # a `Pair` for each file; None where it can't be read
     "Photographs and their reconstructions, each made once."

@@ -65,7 +65,7 @@ def left_out_table(
 KEPT = 'path source family group split fake left_out unseen temperature logit unsure_reason'.split()
 
 
-def write_left_out(scores: pd.DataFrame, file) -> pd.DataFrame:  # the table
+def write_left_out(scores: pd.DataFrame, file: str | Path) -> pd.DataFrame:  # the table
     "`left_out_table` as the CSV `file`, and the scores beside it as `*_scores.csv`."
     file = Path(file)
     table = left_out_table(scores)
@@ -75,7 +75,7 @@ def write_left_out(scores: pd.DataFrame, file) -> pd.DataFrame:  # the table
     return table
 
 # %% ../nbs/parts/left_out.ipynb #p07l-read
-def read_left_out(file) -> pd.DataFrame:  # for `choose`
+def read_left_out(file: str | Path) -> pd.DataFrame:  # for `choose`
     "Scores of `write_left_out` that their network had not seen, without a quality issue."
     t = pd.read_csv(file, keep_default_na=False, na_values=dict(logit=['']))
     t = t.rename(columns=SCORES)

@@ -69,7 +69,7 @@ def _settings(predictor, views, about, card) -> dict:
 # %% ../nbs/parts/pack.ipynb #k07e-pack
 def pack(
     weights,  # a run's `model_best.safetensors`
-    out,  # the file to write
+    out: str | Path,  # the file to write
     views: str = 'flip',  # that the file recommends, and is calibrated with
     labels: Labels = None,  # or its file: measure and calibrate on its held-out images
     size: int = None,  # input side in pixels, if not the one trained at

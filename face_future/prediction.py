@@ -266,7 +266,7 @@ def _crop_row(p: Prediction, i: int) -> dict:
 
 # %% ../nbs/parts/prediction.ipynb #p04a-rows
 def picture_rows(
-    files,  # paths of the pictures, in the order of the prediction
+    files: list,  # paths of the pictures, in the order of the prediction
     p: Prediction,
 ) -> list:  # of dicts: file, path, what `_crop_row` gives, faces (its list), faces_left_out
     "One row a picture."

@@ -110,7 +110,7 @@ def _figures(fake, p, verdict):
 # %% ../nbs/parts/robustness.ipynb #r07c-matrix
 def robustness(
     predictor: Predictor,
-    files,  # N paths
+    files: list,  # N paths
     source,
     is_fake,  # N each
     corruptions: dict = None,  # name -> (function, strengths); None: `CORRUPTIONS`
@@ -158,7 +158,7 @@ def draw_matrix(table: pd.DataFrame, metric: str = 'auroc', ax=None):  # -> matp
 
 # %% ../nbs/parts/robustness.ipynb #r07c-writefn
 def write_robustness(
-    predictor: Predictor, labels, out, n: int, split: str = 'valid'
+    predictor: Predictor, labels, out: str | Path, n: int, split: str = 'valid'
 ) -> int:  # how many images
     "`robustness.csv` and `.png` in the folder `out`, on n images of each source and class."
     some = labels.part(split).sample(n)

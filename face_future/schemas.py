@@ -211,7 +211,7 @@ class BatchAnswer(BaseModel):
 
 # %% ../nbs/parts/schemas.ipynb #d06-heatdef
 def heat_png(
-    cam,  # h × w: activation map of one crop, in logits, positive for fake
+    cam: np.ndarray,  # h × w: activation map of one crop, in logits, positive for fake
     zero: float = 0.0,  # the logit at which the verdict turns
     side: int = 128,  # of the PNG, pixels
 ) -> str:  # a data URL

@@ -15,7 +15,7 @@ from .labels import Labels, read_csv
 from .tta_inference import Predictor, predict_files
 
 # %% ../nbs/parts/scores.ipynb #p07s-numbers
-def to_numbers(column, name) -> pd.Series:
+def to_numbers(column, name: str) -> pd.Series:
     "Text to numbers, decimal point or comma; nan where it is empty; `ValueError` for other words."
     numbers = pd.to_numeric(column.str.replace(',', '.', regex=False), errors='coerce')
     odd = column[numbers.isna() & ~column.str.lower().isin(['', 'nan', 'none', 'null', 'na'])]
@@ -30,7 +30,7 @@ def to_numbers(column, name) -> pd.Series:
 VERDICTS = 'real', 'fake', 'unsure', ''  # '': none was given
 
 
-def to_verdicts(table, name) -> pd.Series:
+def to_verdicts(table: pd.DataFrame, name: str) -> pd.Series:
     "Column `verdict` in lower case, '' where there is none; a `ValueError` for other words."
     if 'verdict' not in table:
         return pd.Series('', table.index)
@@ -56,7 +56,7 @@ def _check_paths(got, name):
 
 
 def read_scores(
-    file,  # CSV with columns path and score; maybe verdict (real, fake, unsure)
+    file: str | Path,  # CSV with columns path and score; maybe verdict (real, fake, unsure)
     rows: pd.DataFrame,  # a labels file's rows: path, …
 ) -> pd.DataFrame:  # `rows` with score (nan: missing) and verdict ('' where none was given)
     "A score for each labelled image, matched by path; a `ValueError` for what can't be read."

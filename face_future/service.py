@@ -159,7 +159,7 @@ class RedIsFake:
 class BatchPredictor:
     "From crops to the fields of answers. May be called by many threads."
 
-    def __init__(self, predictor, settings, metrics):
+    def __init__(self, predictor, settings: Settings, metrics):
         self.predictor = predictor
         self.settings = settings
         self.metrics = metrics
@@ -174,7 +174,7 @@ class BatchPredictor:
             out += [self.compose(p, *items[k]) for k, p in zip(batch, predictions)]
         return out
 
-    def compose(self, p, known, crops, explain):
+    def compose(self, p, known: dict, crops, explain: bool):
         "One picture's fields."
         return known | compose(
             p,
@@ -217,7 +217,7 @@ def decoders_for(predictor, settings: Settings, processes: int) -> Decoders:
 class Service:
     "A predictor and all that stands between it and its clients."
 
-    def __init__(self, predictor, settings):
+    def __init__(self, predictor, settings: Settings):
         threads = settings.threads or cpu_threads()
         self.predictor = predictor
         self.settings = settings
@@ -234,7 +234,7 @@ class Service:
         self.tested = await asyncio.to_thread(self_test, self.predictor)
         await self.decoders.open()
 
-    async def answer(self, data, explain, request_id):
+    async def answer(self, data, explain: bool, request_id):
         "The `Answer` for a file's bytes, as a dict; a `Problem` if it is no picture."
         start = time.perf_counter()
         known, crops = await self.decoders(data)
@@ -246,7 +246,7 @@ class Service:
         timing = {k: round(1000 * v, 1) for k, v in timing.items()}
         return dict(**fields, model=self.model, timing_ms=timing, request_id=request_id)
 
-    async def answers(self, files, explain, request_id):
+    async def answers(self, files: list, explain: bool, request_id):
         "For each (name, bytes) its answer or its error."
 
         async def one(name, data):

@@ -49,7 +49,7 @@ ORIGINAL_VIEWS = ('identity', 'flip', 'rot90', 'rot270')
 @torch.inference_mode()
 def predict_original(
     model,  # gives N × 2 outputs
-    file,  # an image
+    file: str | Path,  # an image
     preprocess: Preprocess = ORIGINAL,
     views=ORIGINAL_VIEWS,  # what `get_views` takes
 ) -> float:
@@ -169,7 +169,9 @@ def at_once(backend, x, streams: int):
     return lambda: list(executor.map(backend, [x] * streams))
 
 # %% ../nbs/parts/speed.ipynb #v08b-backendfn
-def backend_cases(name, file, settings: dict, x, batches, gflop: float) -> list[dict]:
+def backend_cases(
+    name: str, file: str | Path, settings: dict, x, batches, gflop: float
+) -> list[dict]:
     "The network alone by one backend, in batches and on all cores at once; [] if it is not here."
     try:
         one = make_backend(file, settings, name, 'cpu')
@@ -208,7 +210,7 @@ def _wide_case(model) -> dict:
 
 # %% ../nbs/parts/speed.ipynb #v08b-networkfn2
 def network_cases(
-    file,
+    file: str | Path,
     settings: dict,
     model,  # the same network, by PyTorch
     compiled: bool = False,
@@ -227,7 +229,7 @@ def network_cases(
     return cases
 
 # %% ../nbs/parts/speed.ipynb #v08b-gpuways
-def training_step(net, x, device, half):
+def training_step(net, x, device: str, half: bool):
     "A function that takes one step of training on a batch `x`, in mixed precision."
     net = copy.deepcopy(net).train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-5)
@@ -273,7 +275,7 @@ def _modes(net, device) -> dict:
     return dict(eager=net, compiled=torch.compile(net), graph=graph)
 
 # %% ../nbs/parts/speed.ipynb #v08b-gpuwaysfn2
-def gpu_cases(model, size: int, device='cuda', batches=(1, 8, 64)) -> list[dict]:
+def gpu_cases(model, size: int, device: str = 'cuda', batches=(1, 8, 64)) -> list[dict]:
     "The network and its training on a GPU, in half precision, channels last; [] without a GPU."
     if device == 'cuda' and not torch.cuda.is_available():
         return []
@@ -302,7 +304,7 @@ def _next_file(predict, files):
     return lambda: predict(files[next(turn) % len(files)])
 
 # %% ../nbs/parts/speed.ipynb #v08b-originalfn2
-def original_cases(file, settings: dict, model, files) -> list[dict]:
+def original_cases(file: str | Path, settings: dict, model, files: list) -> list[dict]:
     "File by file, from the original submission's way to our `Predictor`."
     small = Preprocess(settings['preprocess']['size'])
     steps = {
@@ -316,7 +318,7 @@ def original_cases(file, settings: dict, model, files) -> list[dict]:
     return [case(_next_file(predict, files), what=what) for what, predict in steps.items()]
 
 # %% ../nbs/parts/speed.ipynb #v08b-folderwaysfn2
-def folder_cases(file, files) -> list[dict]:
+def folder_cases(file: str | Path, files: list) -> list[dict]:
     "A folder of 32 to 64 files by every backend that is here, with the usual views and with one."
     many = [files[i % len(files)] for i in range(max(32, len(files)))][:64]
     cases = []
@@ -387,7 +389,7 @@ def _share(name, ms, rates) -> dict:
 # %% ../nbs/parts/speed.ipynb #v08b-folderfn4
 def folder_shares(
     weights,
-    files,
+    files: list,
     n: int = 192,  # images: the files again and again
     rounds: int = 3,
 ) -> list[dict]:  # backend; decode_ms, find_ms, network_ms; per_s, bare_per_s, kept
@@ -430,7 +432,7 @@ def _shapes(model) -> tuple:  # name -> list of ints: of the weights, and of wha
 
 # %% ../nbs/parts/speed.ipynb #v08b-workfn
 def conv_work(
-    graph,  # an `.onnx` file
+    graph: str | Path,  # an `.onnx` file
 ) -> dict:  # OpenVINO's node type -> (kind, operations for one image) of each, in order
     "What each convolution of an ONNX graph is, and how much work."
     model = onnx.load(graph, load_external_data=False)
@@ -475,7 +477,7 @@ def _profile(graph, size, precision, batch, repeats) -> list:  # (node type, ms 
 
 # %% ../nbs/parts/speed.ipynb #v08b-layersfn3
 def layers(
-    graph,  # an `.onnx` file
+    graph: str | Path,  # an `.onnx` file
     size: int,  # height and width of its input, in pixels
     precision: str = 'f32',  # or bf16
     batch: int = 8,
@@ -525,7 +527,9 @@ def _beside(out, name) -> Path:
     return Path(out).with_name(f'{Path(out).stem}_{name}.csv')
 
 # %% ../nbs/parts/speed.ipynb #v08b-recordfn
-def keep_record(table, out, file, settings: dict, files, rounds: int, **how):
+def keep_record(
+    table, out: str | Path, file: str | Path, settings: dict, files: list, rounds: int, **how
+):
     "Write the table to `out`, and beside it the layers and the folder's shares."
     size = settings['preprocess']['size']
     views = settings.get('views', 'flip')
@@ -550,12 +554,12 @@ def add_shares(table: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/parts/speed.ipynb #v08b-runfn2
 def run_bench(
-    files,  # images for the cases from file to output
+    files: list,  # images for the cases from file to output
     weights=None,  # a file, a packaged name, or None for the default
     rounds: int = 5,
     seconds: float = 1.0,  # for each case, each round
     compiled: bool = False,  # also PyTorch compiled; takes a minute or two to begin with
-    out=None,  # CSV to write; what goes with it lands beside it
+    out: str | Path | None = None,  # CSV to write; what goes with it lands beside it
 ) -> pd.DataFrame:  # as from `take_turns`, and gflop (an image), gflop_s, share of the limit
     "The benchmark: every case in turns; remembers the order of the backends, fastest first."
     facts = machine()

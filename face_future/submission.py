@@ -24,7 +24,7 @@ from face_future.files import (
 
 # %% ../nbs/parts/submission.ipynb #p04-list
 def folder_images(
-    folder,
+    folder: str | Path,
     recursive: bool = False,  # its sub folders too
 ) -> list:  # paths, in natural order
     "The pictures of a folder (see `list_pictures`); a `FileNotFoundError` if there are none."
@@ -75,7 +75,7 @@ def _face_rows(rows) -> list:
 def write_predictions(
     rows,  # one a picture, see `predict_files`
     errors,  # dicts of file and error
-    out,  # a folder
+    out: str | Path,  # a folder
 ) -> Path:  # of `submission.json`
     "Write `RESULTS` into the folder `out`: all of them or none."
     out = Path(out)
@@ -118,11 +118,11 @@ def journal_note(predictor) -> dict:
 class Journal:
     "The rows of an unfinished run: a hidden file in the folder `out`, a line a picture."
 
-    def __init__(self, out, predictor):
+    def __init__(self, out: str | Path, predictor):
         self.file = Path(out) / '.judged.jsonl'
         self.note = journal_note(predictor)
 
-    def rows(self, files) -> dict:  # path -> row
+    def rows(self, files: list) -> dict:  # path -> row
         "What is known of these files from the last run, if that was made with the same."
         try:
             note, *lines = self.file.read_text(encoding='utf-8', errors='replace').splitlines()
@@ -227,8 +227,8 @@ def _order_problems(rows) -> list:
 
 # %% ../nbs/parts/submission.ipynb #p04-checker
 def check_submission(
-    file,  # a submission: a JSON list of {index, prediction}
-    folder,  # the images it is for
+    file: str | Path,  # a submission: a JSON list of {index, prediction}
+    folder: str | Path,  # the images it is for
     recursive: bool = False,  # with its sub folders, as in `predict --recursive`
 ) -> list:  # sentences, one a problem; empty when all is well
     "Check a submission against its folder."

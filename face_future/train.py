@@ -133,7 +133,7 @@ def check_recipe(recipe: Recipe):
 class BalancedLoader(DataLoader):
     "Training images in the order of parts/augment's `balanced_sample`."
 
-    def __init__(self, dataset, rows, recipe, blends, **kwargs):
+    def __init__(self, dataset, rows: pd.DataFrame, recipe: Recipe, blends, **kwargs):
         super().__init__(dataset, bs=recipe.bs, num_workers=recipe.workers, **kwargs)
         self.rows = rows
         self.n = recipe.samples_per_epoch or len(rows)
@@ -145,7 +145,9 @@ class BalancedLoader(DataLoader):
         return balanced_sample(self.rows, self.n, epoch=self.dataset.epoch, **self.mix)
 
 
-def get_set(rows, root, recipe, preprocess, augment='none'):
+def get_set(
+    rows: pd.DataFrame, root: str | Path, recipe: Recipe, preprocess: Preprocess, augment='none'
+):
     "The images of `rows` as network inputs."
     aug = face_augmentations(recipe.no_augment) if augment == 'face' else augmentations(augment)
     if recipe.crop == 'face':
@@ -153,7 +155,13 @@ def get_set(rows, root, recipe, preprocess, augment='none'):
     return ImageSet(rows, root, preprocess, aug, recipe.seed)
 
 # %% ../nbs/03_train.ipynb #t03-getloaders
-def get_loaders(rows, root, recipe, preprocess, fake_means='generated') -> DataLoaders:
+def get_loaders(
+    rows: pd.DataFrame,
+    root: str | Path,
+    recipe: Recipe,
+    preprocess: Preprocess,
+    fake_means='generated',
+) -> DataLoaders:
     "fastai loaders of inputs N × 3 × S × S and labels N; `validation_samples` of the held-out."
     learn = rows[rows.split == 'train'].reset_index(drop=True)
     held = rows[rows.split == 'valid'].reset_index(drop=True)
@@ -242,7 +250,7 @@ def _fit(learn, checkpoint, recipe, progress):
 def train(
     labels: Labels,  # from chapter 00
     recipe: Recipe,  # the choices
-    out,  # folder for the run; an unfinished run of the same recipe in it is resumed
+    out: str | Path,  # folder for the run; an unfinished run of the same recipe in it is resumed
     figures_from=None,  # with `train_on_all`: a run that held images out, to be quoted
     progress: bool = True,  # bars and a table
     about: str = '',  # for people, kept with the weights: what they have learnt, which licence

@@ -23,7 +23,7 @@ def _issue(found):
     return found[0].quality_issue if found else 'no_face'
 
 
-def with_faces(rows, files, progress: bool = True):
+def with_faces(rows: pd.DataFrame, files: list, progress: bool = True):
     "`rows` with a column `face`, the largest of each image; without images that have none."
     found = list(find_faces(files, progress=progress))
     issues = pd.Series([_issue(f) for f in found], rows.index, dtype=object)
@@ -48,7 +48,7 @@ def _photographs(rows, recipe):
     return photos.assign(lap=lap).sort_values('lap', kind='stable')[: recipe.latent_pairs]
 
 
-def with_pairs(rows, labels, recipe, progress: bool = True):
+def with_pairs(rows: pd.DataFrame, labels, recipe, progress: bool = True):
     "`rows` with a column `pair`: for the training photographs, what parts/latent makes of them."
     files = recipe.latent_fakes.split(',')
     if len(files) != 2:
@@ -84,7 +84,7 @@ def get_rows(labels, recipe, progress: bool = True):
     return with_pairs(rows, labels, recipe, progress) if recipe.latent_fakes else rows
 
 # %% ../nbs/parts/training_rows.ipynb #t03-classes
-def check_classes(rows):
+def check_classes(rows: pd.DataFrame):
     "A `ValueError` if a class is missing; a printed sentence if no AUROC can compare the epochs."
     learn = set(rows.label[rows.split == 'train'])
     held = set(rows.label[rows.split == 'valid'])

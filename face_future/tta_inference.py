@@ -56,7 +56,7 @@ VIEW_SETS = dict(
 
 # %% ../nbs/04_tta_inference.ipynb #p04-getviews
 def get_views(
-    views,  # a name from `VIEW_SETS`, or names from `VIEWS`, as a list or with commas
+    views: str | list | tuple,  # a name from `VIEW_SETS`; or names from `VIEWS`, maybe with commas
 ) -> tuple:  # names of single views
     "The views meant by `views`; a `ValueError` names those that there are."
     if isinstance(views, str):
@@ -87,12 +87,17 @@ class Predictor:
 
     def __init__(
         self,
-        weights=None,  # a file, a packaged name, or None for the default (see `find_weights`)
-        views=None,  # see `get_views`; None takes what the weights were measured to do best with
-        device=None,  # `cpu`, `cuda`; None takes a GPU if there is one
+        weights: str
+        | Path
+        | None = None,  # a file, a packaged name, or None for the default (see `find_weights`)
+        views: str
+        | list
+        | tuple
+        | None = None,  # see `get_views`; None: what the weights recommend
+        device: str | None = None,  # `cpu`, `cuda`; None takes a GPU if there is one
         settings: dict = None,  # what a bare state dict lacks (arch, preprocess, fake_means, …)
         whole_image: bool = False,  # crop the centre, whatever the weights were trained on
-        backend=None,  # see `make_backend`; None takes the fastest that is installed
+        backend: str | None = None,  # see `make_backend`; None takes the fastest that is installed
         streams: int = 1,  # calls of `predict` that may run at once, each on its share of the cores
         max_faces: int = 100,  # crops of a picture at most, the largest faces first
     ):
@@ -190,11 +195,11 @@ def _in_order(
 
 # %% ../nbs/04_tta_inference.ipynb #p04-predictfiles
 def predict_files(
-    predictor,  # a `Predictor`
-    files,  # paths
+    predictor: Predictor,
+    files: list,  # paths
     bs: int = None,  # images a batch; None: 8 on a CPU, 64 on a GPU
     progress: bool = False,
-    root=None,  # see `file_indices`
+    root: str | Path | None = None,  # see `file_indices`
     known: dict = None,  # path -> row of pictures that were predicted earlier
     keep=None,  # called with the rows of each batch as they come
 ) -> tuple:  # rows (a dict an image, see `picture_rows`), errors (dicts of file and error)
@@ -236,9 +241,9 @@ def _indexed(rows: dict, files: list, root) -> list:
 
 # %% ../nbs/04_tta_inference.ipynb #p04-predictfolder
 def predict_folder(
-    predictor,  # a `Predictor`
-    folder,
-    out,  # the folder for the results, see `write_predictions`
+    predictor: Predictor,
+    folder: str | Path,
+    out: str | Path,  # the folder for the results, see `write_predictions`
     bs: int = None,  # see `predict_files`
     progress: bool = False,
     recursive: bool = False,  # its sub folders too
@@ -268,8 +273,8 @@ def _view_logits(predictor, files) -> dict:  # view -> N logits
 
 
 def compare_views(
-    predictor,  # its own views don't matter
-    files,  # N paths
+    predictor: Predictor,  # its own views don't matter
+    files: list,  # N paths
     is_fake,  # N, in the world's sense
     sets=('single', 'flip', 'rot90', 'rot180', 'vflip', 'transpose', 'original', 'turns'),
     rounds: int = 2000,  # of the bootstrap
