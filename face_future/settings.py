@@ -24,7 +24,11 @@ def listed(text: str) -> list:
 class ModelSettings(BaseModel):
     "Which weights predict, and how."
 
-    weights: Optional[str] = Field(None, description='Weights file, or the name of a packaged one.')
+    weights: Optional[str] = Field(
+        None,
+        description='Weights file, or the name of a packaged one; default: model_best.* here, '
+        'else the packaged default.',
+    )
     views: Optional[str] = Field(
         None,
         description='single, flip, original, or names with commas; default: what the weights do '
