@@ -19,7 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 from .embedding import Seen, see, separation
 from .maps import draw, scatter
 from .metrics import mean_interval
-from .plots import COLOURS, colours, save_figure
+from .plots import colours, save_figure
 
 _all_ = [Seen, mean_interval, see, separation, draw, save_figure, scatter]  # offered here too
 
