@@ -52,7 +52,10 @@ def with_old_names(fields: Mapping, names: Mapping) -> dict:
 def notice(old: str, new: str, where: str = ''):
     "Say on standard error that a name is another one now."
     where = where and f'{where}: '
-    print(f'{where}{old} is now called {new}; the old name is read until {UNTIL}.', file=sys.stderr)
+    print(
+        f'{where}{old} is now called {new}; the old name is read until version {UNTIL}.',
+        file=sys.stderr,
+    )
 
 
 def _new_option(arg: str, before: str, known: Collection[str]) -> str:
