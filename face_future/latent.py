@@ -192,13 +192,16 @@ class PairSettings:
 
     noise: float = 0.3  # of the latents, at most, in units of their spread
     blended: float = 0.25  # share of the reconstructions pasted back into a region of the face only
+    coarse: float = (
+        0.5  # share of those that were reconstructed at .35 to .9 of the side, as swaps are
+    )
     low: int = 96  # smallest side, pixels
     high: int = 320  # largest side, pixels
     margin: float = 1.48  # side of the crop in units of the face's longer side
     seed: int = 42  # of side, noise and region
 
     def __post_init__(self):
-        for name in ('noise', 'blended'):
+        for name in ('noise', 'blended', 'coarse'):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f'latent {name} must lie between 0 and 1, not {value}.')
@@ -223,11 +226,15 @@ def make_pair(
     left, top, s = face_crop_box(face.box, settings.margin, *rgb.shape[:2])
     side = 8 * int(rng.integers(settings.low // 8, settings.high // 8 + 1))
     photo = resized(rgb[top : top + s, left : left + s], side)
-    fake = reconstruct(photo, autoencoder, rng.uniform(0, settings.noise), rng)
+    pasted = rng.random() < settings.blended
+    scale = rng.uniform(0.35, 0.9) if pasted and rng.random() < settings.coarse else 1
+    small = resized(photo, max(32, 8 * round(side * scale / 8)))
+    fake = reconstruct(small, autoencoder, rng.uniform(0, settings.noise), rng)
+    fake = resized(fake, side)
     x, y, w, h = face.box
     box = tuple(float(v) * side / s for v in (x - left, y - top, w, h))
     landmarks = (np.asarray(face.landmarks, float) - (left, top)) * side / s
-    if rng.random() < settings.blended:
+    if pasted:
         fake = _pasted(photo, fake, landmarks, rng)
     return photo, fake, Face(box, tuple(map(tuple, landmarks.tolist())), face.score)
 
