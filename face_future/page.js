@@ -110,7 +110,7 @@ function gauge(said, answer, title, number) {
   meter.setAttribute('aria-valuenow', (100 * said.p_fake).toFixed(1));
   meter.setAttribute('aria-valuetext', `${percent(said.p_fake)}, the line is at ${percent(threshold)}`);
   meter.setAttribute('aria-label', title);
-  $('.number', face).textContent = said.verdict === 'unsure' ? `${number ? said.unsure_reasons.map(reason).join(' ') + ' ' : ''}${said.unsure_reasons.includes('close_call') ? `Probability of a fake: ${percent(said.p_fake)}. Below ${percent(answer.real_below)} there is no clear sign of one; from ${percent(threshold)} on it is called one.` : `The number, ${percent(said.p_fake)}, is not to be relied on here.`}`
+  $('.number', face).textContent = said.verdict === 'unsure' ? `${number ? said.unsure_reasons.map(reason).join(' ') + ' ' : ''}${said.unsure_reasons.includes('close_call') ? `Probability of a fake: ${percent(said.p_fake)}. Below ${percent(answer.lower_threshold)} there is no clear sign of one; from ${percent(threshold)} on it is called one.` : `The number, ${percent(said.p_fake)}, is not to be relied on here.`}`
     : `Probability of a fake: ${percent(said.p_fake)}. It is called a fake from ${percent(threshold)} on.`;
   return face;
 }

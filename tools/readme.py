@@ -25,7 +25,7 @@ NAMES = {  # of the fakes; what a pair has besides is in the sentence above the 
     'stable-diffusion-2.1': 'Stable Diffusion 2.1 portraits',
     'pooled': '**all together**',
 }
-COLUMNS = ['fakes', 'images', 'AUROC (95 % interval)', 'called fake, %']
+COLUMNS = ['fakes', 'images', 'AUROC (95 % interval)', 'fakes called fake, %']
 COLUMNS += ['photographs called fake, %']
 
 
