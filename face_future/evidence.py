@@ -39,7 +39,9 @@ class Finding:
     text: str  # for people
 
 
-CAVEAT = 'What is not signed can be forged or stripped by anybody; that nothing is found says nothing.'
+CAVEAT = (
+    'What is not signed can be forged or stripped by anybody; that nothing is found says nothing.'
+)
 
 
 def _plain(says, code, where, who, value, text):
@@ -173,11 +175,11 @@ def _likeness(small, large) -> float:  # correlation, -1 to 1; 1 where a picture
 
 def _thumbnail_finding(thumbnail, data, rgb):
     "A finding where a thumbnail (a JPEG's bytes) shows something else than the picture."
-    if thumbnail.count(b'\xff\xda') > 20:
-        raise ValueError('too many scans')
+    if not thumbnail.startswith(b'\xff\xd8') or thumbnail.count(b'\xff\xda') > 20:
+        return None
     small = Image.open(io.BytesIO(thumbnail), formats=['JPEG'])
     if max(small.size) > 640:
-        raise ValueError('too large')
+        return None
     if rgb is None:
         large = Image.open(io.BytesIO(data), formats=['JPEG'])
         large.draft('RGB', (256, 256))
@@ -191,9 +193,7 @@ def _thumbnail_finding(thumbnail, data, rgb):
     return _plain('edited', 'thumbnail', 'exif', '', f'{alike:.2f}', text)
 
 # %% ../nbs/parts/evidence.ipynb #ev-c2pa
-_VERBS = dict(
-    generated='generated', edited='edited', camera='taken by a camera', neutral='handled'
-)
+_VERBS = dict(generated='generated', edited='edited', camera='taken by a camera', neutral='handled')
 _SEALS = dict(
     trusted='The signature fits the file, and the certificate is on the list of trust.',
     valid='The signature fits the file; that the signer bears that name is not proven, since the '
@@ -235,7 +235,9 @@ def _manifest_findings(data):
 
 def _unreadable(where, why):
     "A note that could not be read."
-    return _plain('neutral', 'unreadable', where, '', why, f'A {where} block was not read: {why}.')
+    return _plain(
+        'neutral', 'unreadable', where, '', why, f'What is in {where} could not be read: {why}.'
+    )
 
 # %% ../nbs/parts/evidence.ipynb #ev-blocks
 def _note_findings(note, data, rgb):
@@ -255,7 +257,7 @@ def _note_findings(note, data, rgb):
             yield _software_finding(note.where, short(text, 100))
         elif found := _text_finding(note.where, note.key, text):
             yield found
-        elif text.strip():
+        elif text.strip() and not re.match(r'(exif|date|icc|tiff|xmp):|Raw profile', note.key):
             said = f'A text{f" ({short(note.key, 40)})" if note.key else ""}: {text}'
             yield _plain('neutral', 'text', note.where, note.key, text, said)
 
@@ -277,6 +279,10 @@ def _manifests(data):
     yield from _manifest_findings(data)
 
 
+def _weight(f):
+    return _SEAL_ORDER.index(f.signed), _WORD_ORDER.index(f.says)
+
+
 def evidence(
     data: bytes,  # a file's content
     rgb=None,  # its pixels where they are known (H × W × 3, uint8), for the thumbnail
@@ -285,8 +291,8 @@ def evidence(
     found = [*_tolerant('c2pa', _manifests(data))]
     for note in notes(data):
         found += _tolerant(note.where, _note_findings(note, data, rgb))
-    order = {f: (_SEAL_ORDER.index(f.signed), _WORD_ORDER.index(f.says)) for f in found}
-    return sorted(order, key=order.get)[:MOST]  # a dict: each once
+    once = {(f.code, f.who, f.value, f.signed): f for f in reversed(found)}
+    return sorted(reversed(once.values()), key=_weight)[:MOST]
 
 
 def as_dicts(findings: list) -> list:
@@ -306,6 +312,6 @@ def headline(findings: list) -> str:  # empty where no signature that fits says 
 def brief(findings: list) -> str:  # for a table's cell
     "The findings that say something, in a few words: `generated: Midjourney (not signed)`."
     told = [f for f in findings if f.says != 'neutral']
-    seals = dict(no='not signed', valid='signed', trusted='signed, trusted', broken='signature broken')
+    seals = dict(no='not signed', valid='signed', trusted='signed, trusted', broken='seal broken')
     cells = [f'{f.says}: {f.who or f.value} ({seals.get(f.signed, f.signed)})' for f in told[:5]]
     return '; '.join(dict.fromkeys(cells))

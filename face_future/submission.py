@@ -84,7 +84,7 @@ def write_predictions(
     contents = [
         json.dumps(submission, indent=1),
         json.dumps(sure, indent=1),
-        _csv(table, ['index', 'file', *SAID, 'faces', 'faces_left_out']),
+        _csv(table, ['index', 'file', *SAID, 'faces', 'faces_left_out', 'evidence']),
         _csv(_face_rows(rows), ['index', 'file', *BOX, *SAID]),
         _csv(errors, ['file', 'error']),
     ]
@@ -110,7 +110,7 @@ def journal_note(predictor) -> dict:
         threshold=settings['threshold'],
         real_below=settings.get('real_below'),
         max_faces=predictor.max_faces,
-        version=1,
+        version=2,
     )
 
 # %% ../nbs/parts/submission.ipynb #p04-journal
