@@ -23,7 +23,7 @@ from .model_config import WeightsError, onnx_notes
 
 # %% ../nbs/parts/backends.ipynb #b04b-findgraph
 def find_graph(
-    file,  # a weights file
+    file: str | Path,  # a weights file
     sha256: str,  # of it
 ) -> Path:  # None if there is none
     "The `.onnx` graph that runs `file`; a `WeightsError` if it was made from other weights."
@@ -90,7 +90,9 @@ def usable_device(name: str = None):
 class Torch:
     "PyTorch: on a GPU with half-precision arithmetic, channels last, or on the CPU."
 
-    def __init__(self, file, settings, device=None):  # settings: as given to the `Predictor`
+    def __init__(
+        self, file: str | Path, settings, device: str | None = None
+    ):  # settings: as given to the `Predictor`
         _need('torch', 'train')
         if Path(file).suffix == '.onnx':
             graph = Path(file).name
@@ -103,11 +105,11 @@ class Torch:
         model, *_ = load_weights(file, settings)
         self.model = model.to(self.device, memory_format=torch.channels_last)
 
-    def __call__(self, x):
+    def __call__(self, x: np.ndarray):
         "Batch -> logit, features, map or None."
         return in_chunks(self.run, x) if self.device.type == 'cpu' else self.run(x)
 
-    def run(self, x):
+    def run(self, x: np.ndarray):
         import torch
 
         from face_future.model import forward_all
@@ -125,7 +127,7 @@ class Onnx:
 
     device = 'cpu'
 
-    def __init__(self, file, streams=1):  # an `.onnx` graph
+    def __init__(self, file: str | Path, streams: int = 1):  # an `.onnx` graph
         _need('onnxruntime', 'onnx')
         import onnxruntime as ort
 
@@ -134,10 +136,10 @@ class Onnx:
         options.log_severity_level = 3
         self.session = ort.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
 
-    def run(self, x):
+    def run(self, x: np.ndarray):
         return [*self.session.run(None, {'image': np.ascontiguousarray(x)}), None][:3]
 
-    def __call__(self, x):
+    def __call__(self, x: np.ndarray):
         "Batch -> logit, features, map or None."
         # What four images need stays in a core's cache: some 4 % faster than eight.
         return in_chunks(self.run, x, 4)
@@ -157,7 +159,9 @@ class OpenVino:
 
     device = 'cpu'
 
-    def __init__(self, file, precision='f32', streams=1):  # file: an `.onnx` graph
+    def __init__(
+        self, file: str | Path, precision='f32', streams: int = 1
+    ):  # file: an `.onnx` graph
         _need('openvino', 'openvino')
         core = _openvino().Core()
         capabilities = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
@@ -173,13 +177,13 @@ class OpenVino:
         self.model = core.compile_model(str(file), 'CPU', options)
         self.local = threading.local()
 
-    def run(self, x):
+    def run(self, x: np.ndarray):
         if not hasattr(self.local, 'request'):
             self.local.request = self.model.create_infer_request()  # one a thread
         outputs = self.local.request.infer([np.ascontiguousarray(x)])
         return [*(np.array(a, np.float32) for a in outputs.values()), None][:3]
 
-    def __call__(self, x):
+    def __call__(self, x: np.ndarray):
         "Batch -> logit, features, map or None."
         return in_chunks(self.run, x)
 
@@ -259,7 +263,7 @@ def _candidates(name, graph) -> list:
 
 # %% ../nbs/parts/backends.ipynb #b04b-make
 def make_backend(
-    file,  # a weights file, or a graph
+    file: str | Path,  # a weights file, or a graph
     settings: dict,  # complete, of that file
     name: str = None,  # one of `BACKENDS`; None: the fastest that is installed and as good
     device: str = None,  # `cpu`, `cuda`; None takes a GPU if there is one

@@ -74,21 +74,21 @@ class Threads:
 
 # %% ../nbs/parts/batching.ipynb #c06-batcherdef
 class Batcher:
-    "Gathers items for `judge`, which runs in threads of its own, a batch in each."
+    "Gathers items for `predict`, which runs in threads of its own, a batch in each."
 
     def __init__(
         self,
-        judge,  # list of items -> list of answers; an exception is raised for that item alone
+        predict,  # list of items -> list of answers; an exception is raised for that item alone
         threads: int = 1,  # batches in work at a time
         most: int = 8,  # items in a batch
     ):
-        self.judge = judge
+        self.predict = predict
         self.idle = threads
         self.threads = threads
         self.most = most
         self.waiting = deque()
         self.began = {}  # when each batch in work was begun
-        self.pool = Threads(threads, 'judge')
+        self.pool = Threads(threads, 'predict')
 
     async def __call__(self, item):
         "The answer for one item. A caller that is cancelled while it waits costs nothing."
@@ -112,7 +112,7 @@ class Batcher:
             self.idle -= 1
             self.began[id(batch)] = time.monotonic()
             self.pool.submit(
-                lambda batch=batch: self._judge([item for item, _ in batch]),
+                lambda batch=batch: self._predict([item for item, _ in batch]),
                 lambda answers, batch=batch: self._end(batch, answers),
             )
 
@@ -128,12 +128,12 @@ class Batcher:
             else:
                 waiting.set_result(answer)
 
-    def _judge(self, items):
+    def _predict(self, items):
         "When a batch fails each item is tried by itself: one must not spoil the others."
         try:
-            return self.judge(items)
+            return self.predict(items)
         except Exception as e:
-            return [e] if len(items) == 1 else [self._judge([i])[0] for i in items]
+            return [e] if len(items) == 1 else [self._predict([i])[0] for i in items]
 
     def oldest(self) -> float:  # seconds
         "For how long the longest batch has been in work."

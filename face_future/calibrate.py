@@ -12,6 +12,7 @@ import json
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import GroupKFold
@@ -20,7 +21,7 @@ from .metrics import ece, units, wilson
 from .plots import GREY, PALETTE
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-temp
-def fit_temperature(logit, is_fake) -> float:
+def fit_temperature(logit: ArrayLike, is_fake: ArrayLike) -> float:
     "The T > 0 that minimises the mean log loss of sigmoid(logit/T) (Guo et al. 2017)."
     sign = np.where(np.asarray(is_fake, bool), 1.0, -1.0) * np.asarray(logit, float)
 
@@ -35,7 +36,9 @@ def _with_ends(corners, low, high) -> list:
     return [low, *corners.round(6).tolist(), high]
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-iso
-def fit_isotonic(logit, is_fake) -> dict:  # `logit` and `p_fake` of the curve's corners
+def fit_isotonic(
+    logit: ArrayLike, is_fake: ArrayLike
+) -> dict:  # `logit` and `p_fake` of the curve's corners
     "A rising curve from logit to p_fake, linear between the middles of the isotonic steps."
     z = np.asarray(logit, float)
     fit = IsotonicRegression(out_of_bounds='clip').fit(z, np.asarray(is_fake, float))
@@ -70,7 +73,7 @@ def _with_id(c):
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-kind
 def choose_calibration(
-    logit, is_fake, group=None
+    logit: ArrayLike, is_fake: ArrayLike, group: ArrayLike | None = None
 ) -> dict:  # as a weights file keeps it: id, kind, temperature, images, maybe log_loss and corners
     "Isotonic where cross-validation finds it better by more than a standard error, or temperature."
     z = np.asarray(logit, float)
@@ -89,7 +92,9 @@ def choose_calibration(
     return _with_id(out)
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-bins
-def reliability(is_fake, p_fake) -> pd.DataFrame:  # p, share, lo, hi (Wilson), n; a row a bin
+def reliability(
+    is_fake: ArrayLike, p_fake: ArrayLike
+) -> pd.DataFrame:  # p, share, lo, hi (Wilson), n; a row a bin
     "Mean probability and share of fakes in 15 equal bins of [0, 1]; empty bins are left out."
     y = np.asarray(is_fake, float)
     p = np.asarray(p_fake, float)
@@ -101,7 +106,7 @@ def reliability(is_fake, p_fake) -> pd.DataFrame:  # p, share, lo, hi (Wilson), 
     return pd.DataFrame(rows)
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-reliability
-def draw_reliability(ax, is_fake, p_fake, title=''):
+def draw_reliability(ax, is_fake: ArrayLike, p_fake: ArrayLike, title: str = ''):
     "A reliability diagram on matplotlib's `ax`."
     t = reliability(is_fake, p_fake)
     around = [np.maximum(t.share - t.lo, 0), np.maximum(t.hi - t.share, 0)]
@@ -123,7 +128,9 @@ def _source_bound(score, rate):
     return (mine[k] + above) / 2 if mine[k] < above else np.nextafter(mine[k], np.inf)
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-sourcebound
-def source_bounds(score, source, rate: float) -> pd.Series:  # source -> its own bound
+def source_bounds(
+    score: ArrayLike, source: ArrayLike, rate: float
+) -> pd.Series:  # source -> its own bound
     "`bound` for each source on its own; infinite where a source has too few scores."
     score = np.asarray(score, float)
     source = np.asarray(source)
@@ -132,15 +139,15 @@ def source_bounds(score, source, rate: float) -> pd.Series:  # source -> its own
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-bound
 def bound(
-    score,
-    source,  # N scores, and where each is from
+    score: ArrayLike,
+    source: ArrayLike,  # N scores, and where each is from
     rate: float,  # the guarantee: at most this share of new ones lies at or above the bound
 ) -> float:
     "The lowest score that keeps `rate` in every source (split conformal); inf: one has too few."
     return float(source_bounds(score, source, rate).max()) if len(score) else -np.inf
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-mean
-def mean_bound(score, source, rate: float) -> float:
+def mean_bound(score: ArrayLike, source: ArrayLike, rate: float) -> float:
     "The lowest score at or above which lie at most `rate` on average over sources (conformal)."
     score = np.asarray(score, float)
     _, at, count = np.unique(np.asarray(source), return_inverse=True, return_counts=True)
@@ -156,8 +163,8 @@ def mean_bound(score, source, rate: float) -> float:
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-unseen
 def unseen_bound(
-    score,
-    source,  # N scores, each from a network that did not see its source
+    score: ArrayLike,
+    source: ArrayLike,  # N scores, each from a network that did not see its source
     rate: float,  # the guarantee: at most this share of a new source lies at or above the bound
     over='worst',  # `worst`, `mean`, or the chance that a new source may go beyond
 ) -> float:
@@ -182,8 +189,8 @@ def _logit(p):
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-many
 def face_table(
-    p_fake,
-    source,  # N held-out photographs' scores, and where each is from
+    p_fake: ArrayLike,
+    source: ArrayLike,  # N held-out photographs' scores, and where each is from
     threshold: float,
     max_fpr: float,  # the guarantee for a picture with one face
 ) -> dict:  # max_fpr, n, and p_fake: of n shifted photographs, those above the threshold, falling
@@ -200,7 +207,12 @@ def face_table(
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-collage
 def collage_rates(
-    p_fake, source, threshold, table, faces=(1, 2, 4, 8, 16, 30), rounds=2000
+    p_fake: ArrayLike,
+    source: ArrayLike,
+    threshold: float,
+    table,
+    faces=(1, 2, 4, 8, 16, 30),
+    rounds: int = 2000,
 ) -> pd.DataFrame:  # faces, least (p_fake that the likeliest fake needs), called_fake (share)
     "Share of pictures called fake that show so many photographs of one source (simulated)."
     from face_future.model_config import threshold_for
@@ -256,7 +268,7 @@ def _lower_threshold(fakes, unseen, rate, over):
 # %% ../nbs/parts/calibrate.ipynb #c07b-enough
 def _check_enough(settings, *rates):
     "A `ValueError` where too few held-out images gave an infinite threshold."
-    if np.isfinite([settings['threshold'], settings['real_below']]).all():
+    if np.isfinite([settings['threshold'], settings['lower_threshold']]).all():
         return
     rate = min(r for r in rates if r)
     raise ValueError(
@@ -277,18 +289,18 @@ def _many_faces(photos, unseen, threshold, max_fpr):
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-choose
 def choose(
-    logit,
-    is_fake,
-    source,
-    group=None,  # N each, of held-out pictures without a quality issue
+    logit: ArrayLike,
+    is_fake: ArrayLike,
+    source: ArrayLike,
+    group: ArrayLike | None = None,  # N each, of held-out pictures without a quality issue
     *,
     max_fpr: float = None,  # at most this share of photographs is called fake; None: from .5 on
     max_miss: float = None,  # at most this share of fakes is called real; None: no abstention band
     photo_sources=None,  # sources of photographs that `max_fpr` is about; None: all
     unseen: pd.DataFrame = None,  # left-out scores (07_evaluate): guarantees about new sources
-    fpr_over='worst',  # with `unseen`: over which sources, see `unseen_bound`
-    miss_over=None,  # over which sources of fakes; None: `mean` with `unseen`, else `worst`
-) -> dict:  # calibration, temperature, threshold, real_below, promise; with `max_fpr` many_faces
+    fpr_over: str = 'worst',  # with `unseen`: over which sources, see `unseen_bound`
+    miss_over: str | None = None,  # the same for fakes; None: `mean` with `unseen`, else `worst`
+) -> dict:  # calibration, temperature, threshold, lower_threshold, guarantee, …
     "Calibration and both thresholds from held-out logits; a `ValueError` where there are too few."
     from face_future.model_config import calibrated
 
@@ -298,24 +310,24 @@ def choose(
         raise ValueError('The held-out images are all of one class: they can calibrate nothing.')
     c = choose_calibration(z, held.fake, group)
     out = dict(calibration=c, temperature=c['temperature'], threshold=0.5)
-    out['promise'] = dict(max_fpr=max_fpr, max_miss=max_miss, images=len(z))
+    out['guarantee'] = dict(max_fpr=max_fpr, max_miss=max_miss, images=len(z))
     held['score'] = calibrated(z, out).astype(float)
     miss_over = miss_over or ('worst' if unseen is None else 'mean')
     if unseen is None and miss_over != 'worst':
-        out['promise']['miss_over'] = miss_over
+        out['guarantee']['miss_over'] = miss_over
     photos = held[~held.fake]
     if photo_sources is not None:
         photos = photos[photos.source.isin(photo_sources)]
     if unseen is not None:
         unseen = _rescaled(unseen, out)
         over = dict(fpr_over=fpr_over, miss_over=miss_over)
-        out['promise']['unseen'] = {**_count_unseen(unseen), **over}
+        out['guarantee']['unseen'] = {**_count_unseen(unseen), **over}
     if max_fpr is not None:
         out['threshold'] = _threshold(photos, unseen, max_fpr, fpr_over)
-    out['real_below'] = out['threshold']
+    out['lower_threshold'] = out['threshold']
     if max_miss is not None:
         lower = _lower_threshold(held[held.fake], unseen, max_miss, miss_over)
-        out['real_below'] = min(out['threshold'], lower)
+        out['lower_threshold'] = min(out['threshold'], lower)
     _check_enough(out, max_fpr, max_miss)
     if max_fpr is not None:
         out['many_faces'] = _many_faces(photos, unseen, out['threshold'], max_fpr)
@@ -323,8 +335,8 @@ def choose(
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-jack
 def left_out_rates(
-    score,
-    name,  # N scores of one class, and the left-out source or family of each; for fakes give -score
+    score: ArrayLike,  # N, of one class; for fakes give -score
+    name: ArrayLike,  # N, the left-out source or family of each
     rate: float,
     over='worst',  # as for `unseen_bound`
 ) -> pd.DataFrame:  # a row a source: name, n, bound, share at or above it, lo, hi (Wilson)
@@ -340,12 +352,12 @@ def left_out_rates(
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-curve
 def coverage_curve(
-    score,
-    is_fake,
-    source,  # N each
+    score: ArrayLike,
+    is_fake: ArrayLike,
+    source: ArrayLike,  # N each
     threshold: float,
     over='worst',  # see `unseen_bound`
-) -> pd.DataFrame:  # max_miss, real_below, decided (share with a verdict), wrong (share of those)
+) -> pd.DataFrame:  # max_miss, lower_threshold; shares: decided (with a verdict), wrong (of those)
     "What several guarantees about missed fakes cost in pictures without a verdict."
     p = np.asarray(score, float)
     fake = np.asarray(is_fake, bool)
@@ -359,5 +371,5 @@ def coverage_curve(
         low = min(threshold, low)
         done = (p >= threshold) | (p < low)
         wrong = ((p >= threshold) != fake)[done].mean() if done.any() else np.nan
-        rows.append(dict(max_miss=r, real_below=low, decided=done.mean(), wrong=wrong))
+        rows.append(dict(max_miss=r, lower_threshold=low, decided=done.mean(), wrong=wrong))
     return pd.DataFrame(rows)

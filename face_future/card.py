@@ -80,10 +80,10 @@ def _over(rule, sources: int) -> str:
 # %% ../nbs/parts/card.ipynb #k07d-unseenfpr
 def _unseen_fpr(s) -> str:
     "What the threshold guarantees of sources of photographs that were left out of training."
-    u = s['promise']['unseen']
+    u = s['guarantee']['unseen']
     sources = u['photo_sources']
     return (
-        f'`fake` from {s["threshold"]:.3f}: at most {s["promise"]["max_fpr"]:.0%} of the '
+        f'`fake` from {s["threshold"]:.3f}: at most {s["guarantee"]["max_fpr"]:.0%} of the '
         'photographs of a source that training did not see are called fake. '
         f'Chosen by {sources} sources, each predicted by a network trained without it: '
         f'{_over(u["fpr_over"], sources)} (split conformal over sources).'
@@ -92,9 +92,9 @@ def _unseen_fpr(s) -> str:
 # %% ../nbs/parts/card.ipynb #k07d-unseen
 def _unseen_miss(s) -> str:
     "What the lower threshold guarantees of families of fakes that were left out of training."
-    u = s['promise']['unseen']
+    u = s['guarantee']['unseen']
     return (
-        f'`real` below {s["real_below"]:.3f}: at most {s["promise"]["max_miss"]:.0%} of the '
+        f'`real` below {s["lower_threshold"]:.3f}: at most {s["guarantee"]["max_miss"]:.0%} of the '
         'fakes of a generator that training did not see are called real, '
         f'{_over(u["miss_over"], u["fake_families"])} families left out of training. '
         'In between: `unsure` (`close_call`).'
@@ -104,25 +104,25 @@ def _unseen_miss(s) -> str:
 def _held_fpr(s) -> str:
     "What the threshold guarantees of photographs like those held out."
     return (
-        f'`fake` from {s["threshold"]:.3f}: chosen so that at most {s["promise"]["max_fpr"]:.0%} '
+        f'`fake` from {s["threshold"]:.3f}: chosen so that at most {s["guarantee"]["max_fpr"]:.0%} '
         'of photographs like those held out are called fake, in every source (split conformal).'
     )
 
 # %% ../nbs/parts/card.ipynb #k07d-held
 def _held_miss(s) -> str:
     "What the lower threshold guarantees of fakes like those held out."
-    mean = s['promise'].get('miss_over') == 'mean'
+    mean = s['guarantee'].get('miss_over') == 'mean'
     over = 'on average over their sources' if mean else 'in every source'
     return (
-        f'`real` below {s["real_below"]:.3f}: at most {s["promise"]["max_miss"]:.0%} of fakes '
-        f'like those held out are called real, {over}. '
+        f'`real` below {s["lower_threshold"]:.3f}: at most {s["guarantee"]["max_miss"]:.0%} of '
+        f'fakes like those held out are called real, {over}. '
         'In between: `unsure` (`close_call`).'
     )
 
 # %% ../nbs/parts/card.ipynb #k07d-guarantees
 def _guarantees(s) -> list:  # of sentences
     "What the thresholds of a weights file guarantee."
-    p = s.get('promise', {})
+    p = s.get('guarantee', {})
     fpr, miss = (_unseen_fpr, _unseen_miss) if p.get('unseen') else (_held_fpr, _held_miss)
     out = []
     if p.get('max_fpr'):
@@ -173,6 +173,6 @@ def render_card(settings: dict) -> str:  # of a weights file, as `load_weights` 
     return '\n\n'.join(parts) + '\n'
 
 
-def write_card(settings: dict, file):
+def write_card(settings: dict, file: str | Path):
     "`render_card` into a file."
     atomic_write(Path(file), render_card(settings))

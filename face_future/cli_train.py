@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Source', 'Manifests', 'Families', 'RealFolder', 'FakeFolder', 'LabelSource', 'ValidPct', 'SplitSeed', 'LabelsOut',
            'TestFolder', 'Photographs', 'Findings', 'DATA_OPTIONS', 'FAKE_OPTIONS', 'NET_OPTIONS', 'RunFolder',
-           'Sibling', 'About', 'WholeLight', 'SAID', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES',
-           'read_source', 'labels', 'audit', 'toy', 'recipe_fields', 'train', 'figure', 'pair_line', 'say_figures',
-           'pack']
+           'FiguresFrom', 'About', 'WholeLight', 'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS',
+           'GUARANTEES', 'read_source', 'labels', 'audit', 'toy', 'recipe_fields', 'train', 'figure', 'pair_line',
+           'say_figures', 'pack']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import sys
@@ -220,16 +220,16 @@ DATA_OPTIONS = dict(
     ),
     margin=(float, 'Side of the crop in units of the face.'),
     augment=(str, 'face, none, light, turns or web.'),
-    without=(
+    no_augment=(
         str,
-        'Degradations that "face" leaves out, with commas: '
+        'Corruptions that "face" leaves out, with commas: '
         'colour, occlude, blur, rescale, noise, jpeg, last_blur.',
     ),
     leave_out=(str, 'Families or sources, with commas, that training does not see.'),
     balance=(float, '0: sources by their size; 1: all the same.'),
-    draws=(int, 'Images an epoch; 0: as many as there are.'),
-    everything=(bool, 'Train on the held-out images too.'),
-    monitor=(int, 'Held-out images judged after each epoch; 0: all.'),
+    samples_per_epoch=(int, '0: as many as there are images.'),
+    train_on_all=(bool, 'Train on the held-out images too.'),
+    validation_samples=(int, 'Held-out images predicted after each epoch; 0: all.'),
     workers=(int, 'Processes that load images.'),
 )
 
@@ -259,8 +259,8 @@ NET_OPTIONS = dict(
     arch=(str, 'timm name of the network.'),
     init=(str, 'hub (ImageNet), a weights file, or random.'),
     cutmix=(float, 'CutMix alpha; 0 is off.'),
-    epochs=(int, 'Epochs, of --draws images each.'),
-    frozen=(int, 'First epochs in which only the head learns.'),
+    epochs=(int, 'Epochs, of --samples-per-epoch images each.'),
+    freeze_epochs=(int, 'First epochs in which only the head learns.'),
     bs=(int, 'Images a step.'),
     lr=(float, 'Peak learning rate of the head.'),
     lr_ratio=(float, 'How many times slower the earliest stages learn.'),
@@ -276,10 +276,10 @@ NET_OPTIONS = dict(
 RunFolder = Annotated[Path, typer.Option(help='Folder of the run; an unfinished one is resumed.')]
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-sibling
-Sibling = Annotated[
+FiguresFrom = Annotated[
     Optional[Path],
     typer.Option(
-        help='With --everything: the run that held images out, whose temperature and figures '
+        help='With --train-on-all: the run that held images out, whose temperature and figures '
         'this one quotes.'
     ),
 ]
@@ -316,7 +316,7 @@ def train(
     labels_file: LabelsFile,
     root: Root = None,
     out: RunFolder = Path('runs/train'),
-    sibling: Sibling = None,
+    figures_from: FiguresFrom = None,
     about: About = '',
     whole_image: WholeLight = False,
     **given,
@@ -330,11 +330,13 @@ def train(
     from face_future.train import train as run
 
     recipe = Recipe(**recipe_fields(given, whole_image))
-    file = run(Labels.load(labels_file, root), recipe, out, sibling=sibling, about=about)
+    file = run(Labels.load(labels_file, root), recipe, out, figures_from=figures_from, about=about)
     typer.echo(f'best weights: {file}; next: face_future predict FOLDER --weights {file}')
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-interval
-SAID = dict(auroc='AUROC', recall='fakes called fake', false_alarms='photographs called fake')
+METRIC_WORDS = dict(
+    auroc='AUROC', recall='fakes called fake', false_alarms='photographs called fake'
+)
 
 
 def figure(row: dict) -> str:  # row: value, lo, hi
@@ -346,9 +348,9 @@ def figure(row: dict) -> str:  # row: value, lo, hi
 def pair_line(pair: str, rows: dict) -> str:  # rows: metric -> row
     "The figures of a pair of sources, in a line."
     counts = next(iter(rows.values()))
-    said = [f'{word} {figure(rows[k])}' for k, word in SAID.items() if k in rows]
+    figures = [f'{word} {figure(rows[k])}' for k, word in METRIC_WORDS.items() if k in rows]
     classes = f'{counts["n_fake"]} fakes, {counts["n_real"]} photographs'
-    return f'{pair} ({classes}): {", ".join(said)}'
+    return f'{pair} ({classes}): {", ".join(figures)}'
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-figure
 def say_figures(s: dict):
@@ -357,7 +359,7 @@ def say_figures(s: dict):
     typer.echo(
         f'{e["images"]} held-out images, {e["unsure"]} more unsure; views {s["views"]}; '
         f'{s["calibration"]["kind"]} calibration; '
-        f'real below {s["real_below"]:.3f}, fake from {s["threshold"]:.3f}'
+        f'real below {s["lower_threshold"]:.3f}, fake from {s["threshold"]:.3f}'
     )
     for pair in dict.fromkeys(r['pair'] for r in e['figures']):
         typer.echo(pair_line(pair, {r['metric']: r for r in e['figures'] if r['pair'] == pair}))
@@ -369,7 +371,7 @@ Views = Annotated[
     str, typer.Option(help='The views that the file recommends, and is calibrated with.')
 ]
 PACK_OPTIONS = dict(
-    size=(int, 'Judge at another input side than the one trained at.'),
+    size=(int, 'Predict at another input side than the one trained at.'),
     about=(str, "The line for people, if not the run's own."),
     card=(Path, 'JSON to keep with the weights: data, licence, limits, in words.'),
 )

@@ -37,7 +37,7 @@ def sample_rows(
             f'no image is in the split {split!r}: '
             'hold some out first (face_future labels --valid-pct .2).'
         )
-    return sorted(draw_evenly(rows, n, ['source', 'prediction'], seed))
+    return sorted(draw_evenly(rows, n, ['source', 'label'], seed))
 
 # %% ../nbs/parts/embedding.ipynb #t05-seen
 @dataclass
@@ -61,31 +61,24 @@ class Seen:
             return text
         return f'{text}; left out: ' + ', '.join(f'{n} {why}' for why, n in self.left_out.items())
 
-    @property
-    def square(self) -> np.ndarray:
-        "Another name of `crops`, which other modules still use."
-        return self.crops
-
-    said = summary  # another name, which the commands still use
-
 # %% ../nbs/parts/embedding.ipynb #t05-see-parts
 def _crops(predictor, file: Path) -> list | None:
     "The crops of a picture, as the predictor takes them; None if it can't be read."
     try:
-        return predictor.look(read_rgb(file))
+        return predictor.detect(read_rgb(file))
     except (ImageError, OSError):
         return None
 
 # %% ../nbs/parts/embedding.ipynb #x05-outputs
 def _outputs(predictor, pictures: list) -> tuple:  # table, features, crops, maps
     "What a predictor says of the deciding crop of each picture."
-    p = predictor.judge(pictures)
+    p = predictor.predict(pictures)
     d = p.deciding
     inputs = [crop[0] for crops in pictures for crop in crops]
     output = dict(verdict=p.verdict[d], p_fake=p.p_fake[d], confidence=p.confidence[d])
     crops = np.stack([predictor.preprocess.undo(inputs[i]) for i in d])
     cam = None if p.cam is None else p.cam[d]
-    return pd.DataFrame(dict(**output, issue=p.flaw[d])), p.features[d], crops, cam
+    return pd.DataFrame(dict(**output, issue=p.quality_issue[d])), p.features[d], crops, cam
 
 # %% ../nbs/parts/embedding.ipynb #x05-describe
 def _describe(rows: pd.DataFrame, output: pd.DataFrame, fake_means: str) -> pd.DataFrame:
@@ -93,7 +86,7 @@ def _describe(rows: pd.DataFrame, output: pd.DataFrame, fake_means: str) -> pd.D
     table = rows[['path', 'source', 'group']].rename(columns={'path': 'file'})
     table = table.reset_index(drop=True).join(output)
     table['group'] = table.group.where(table.group != '', table.file)
-    fake = (rows.prediction == 'fake').to_numpy() != (fake_means == 'photograph')
+    fake = (rows.label == 'fake').to_numpy() != (fake_means == 'photograph')
     table['truth'] = np.where(fake, 'fake', 'real')
     table['mistake'] = (table.verdict != table.truth) & (table.verdict != 'unsure')
     return table

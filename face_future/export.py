@@ -32,7 +32,7 @@ from .model_config import WeightsError, complete, find_weights, read_settings
 class _Outputs(nn.Module):
     "What the exporter follows: logit, features and, where there is one, map."
 
-    def __init__(self, model):
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
@@ -76,7 +76,7 @@ class Place(NamedTuple):
     length: int  # in bytes
 
 
-def tensor_places(file) -> dict[str, Place]:
+def tensor_places(file: str | Path) -> dict[str, Place]:
     "The place of each tensor, by name, from the header of a safetensors file."
     with open(file, 'rb') as f:
         (length,) = struct.unpack('<Q', f.read(8))
@@ -110,7 +110,7 @@ def _halve(tensor):
 # %% ../nbs/08_export.ipynb #e08-intofn
 def point_into(
     graph: onnx.ModelProto,  # from `trace`; changed in place
-    file,  # the safetensors file with the same tensors; the graph must lie beside it
+    file: str | Path,  # the safetensors file with the same tensors; the graph must lie beside it
 ):
     "Replace a graph's tensors by pointers into `file`; a 16-bit one is cast to 32 on loading."
     places = tensor_places(file)
@@ -213,7 +213,7 @@ def _keep_if_equal(graph, file: Path, model, x, tolerance):
 # %% ../nbs/08_export.ipynb #e08-exportfn
 def export_onnx(
     weights=None,  # a file, a packaged name, or None for the default
-    out=None,  # folder; None: the weights' own
+    out: str | Path | None = None,  # folder; None: the weights' own
     settings: dict = None,  # for a bare state dict: what it lacks
     images=(),  # photographs for the parity check: paths or bytes
     tolerance: float = 1e-3,  # of the parity check, see `parity_gap`

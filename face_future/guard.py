@@ -13,6 +13,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -64,7 +65,7 @@ def allowed_host(
 
 # %% ../nbs/parts/guard.ipynb #g06-originsdef
 def allowed_origin(
-    headers,  # of the request
+    headers: Mapping,  # of the request
     host: str,  # its `Host` header
     origins,  # other web sites whose pages may ask; `*` allows any
 ) -> bool:
@@ -89,7 +90,7 @@ _CROSS_SITE = Problem(
 )
 
 
-def foreign(method: str, headers, hosts=(), origins=()):  # -> `Problem` or None
+def foreign(method: str, headers: Mapping, hosts=(), origins=()):  # -> `Problem` or None
     "The refusal of a request that is for another host, or from another site's page."
     host = headers.get('host', '')
     if not allowed_host(host, hosts):
@@ -138,18 +139,18 @@ class BodyMemory:
         self.complete(body)
 
 # %% ../nbs/parts/guard.ipynb #g06-declareddef
-def declared_length(headers) -> int:  # bytes; 0 where it is not declared, or not a number
+def declared_length(headers: Mapping) -> int:  # bytes; 0 where it is not declared, or not a number
     "What the header `Content-Length` announces."
     length = headers.get('content-length', '')
     return int(length[:15]) if length.isdecimal() and length.isascii() else 0
 
 # %% ../nbs/parts/guard.ipynb #g06-toolarge
-def too_large(limit):  # bytes
+def too_large(limit: float):  # bytes
     message = f'The upload is over the limit of {limit / 1e6:g} MB; '
     return Problem(413, 'body_too_large', message + 'send a smaller file, or fewer at a time.')
 
 # %% ../nbs/parts/guard.ipynb #g06-tooslow
-def too_slow(patience):  # seconds
+def too_slow(patience: float):  # seconds
     message = f'The upload took longer than {patience:g} s; try again over a better connection.'
     return Problem(408, 'upload_too_slow', message)
 
@@ -157,7 +158,7 @@ def too_slow(patience):  # seconds
 class Body:
     "One request's body on its way in."
 
-    def __init__(self, headers, receive, memory, max_body: int, patience: float):
+    def __init__(self, headers: Mapping, receive, memory, max_body: int, patience: float):
         self.headers = headers
         self._receive = receive
         self.memory = memory
@@ -225,7 +226,7 @@ async def drain(body, seconds: float = 1) -> bool:  # can the connection go on?
     return body.done
 
 # %% ../nbs/parts/guard.ipynb #g06-requestid
-def request_id(headers) -> str:
+def request_id(headers: Mapping) -> str:
     "The id that a client wishes for its request, if it is harmless, or a new one."
     wished = headers.get('x-request-id', '')
     return wished if re.fullmatch(r'[\w.-]{1,64}', wished, re.ASCII) else uuid.uuid4().hex

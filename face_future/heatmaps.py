@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAKE_COLOUR', 'REAL_COLOUR', 'FULL', 'STRENGTH', 'KINDS', 'FILLS', 'turning_point', 'spread', 'colour', 'overlay',
-           'some_cam', 'judge_squares', 'surest', 'grid', 'places', 'delete', 'deletion_check', 'deletion_summary',
+           'some_cam', 'predict_crops', 'surest', 'grid', 'places', 'delete', 'deletion_check', 'deletion_summary',
            'paint', 'write_check', 'paint_files']
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-imports
@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .data import ImageError, centre_square, face_square, read_rgb
+from .data import ImageError, centre_crop_box, face_crop_box, read_rgb
 from .files import atomic_write
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-turning
@@ -27,7 +27,7 @@ def turning_point(settings) -> float:  # of a `Predictor`: its `threshold` and c
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-spread
 def spread(
-    cam,  # h × w, in logits
+    cam: np.ndarray,  # h × w, in logits
     size: int,  # of the crop, pixels
 ) -> np.ndarray:  # size × size, float32
     "A map enlarged to the crop it belongs to; each cell's middle keeps its place."
@@ -41,7 +41,7 @@ STRENGTH = 0.65  # of the strongest colour, 0 to 1
 
 
 def colour(
-    cam,  # h × w, in logits
+    cam: np.ndarray,  # h × w, in logits
     size: int,  # of the crop, pixels
     zero: float = 0.0,  # no colour here; orange above, blue below
     full: float = FULL,  # the colour is strongest this far from `zero`; None: at the extreme
@@ -57,16 +57,16 @@ def colour(
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-overlayfn
 def overlay(
-    square,  # S × S × 3, uint8, RGB
-    cam,  # its map, h × w, in logits
+    crop: np.ndarray,  # S × S × 3, uint8, RGB
+    cam: np.ndarray,  # its map, h × w, in logits
     zero: float = 0.0,  # see `colour`
     full: float = None,
     strength: float = STRENGTH,
 ) -> np.ndarray:  # S × S × 3, uint8
     "A picture with the map over it."
-    rgba = colour(cam, len(square), zero, full, strength).astype(np.float32)
+    rgba = colour(cam, len(crop), zero, full, strength).astype(np.float32)
     alpha = rgba[..., 3:] / 255
-    return (np.asarray(square) * (1 - alpha) + rgba[..., :3] * alpha).round().astype(np.uint8)
+    return (np.asarray(crop) * (1 - alpha) + rgba[..., :3] * alpha).round().astype(np.uint8)
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-somecam
 def some_cam(p):
@@ -79,40 +79,42 @@ def some_cam(p):
     return p.cam
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-judgesquares
-def judge_squares(
+def predict_crops(
     predictor,
-    squares,  # N × S × S × 3, uint8, of the network's own size
+    crops,  # N × S × S × 3, uint8, of the network's own size
 ) -> list:  # of `Prediction`, one a batch of 64
-    "Have crops judged as they are."
+    "Predict crops as they are."
     return [
-        predictor.judge([[(predictor.preprocess(s), None, '')] for s in squares[i : i + 64]])
-        for i in range(0, len(squares), 64)
+        predictor.predict([[(predictor.preprocess(s), None, '')] for s in crops[i : i + 64]])
+        for i in range(0, len(crops), 64)
     ]
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-kinds
 KINDS = (('fake', 'fake'), ('real', 'real'), ('real', 'fake'), ('fake', 'real'))  # truth, verdict
 
 
-def surest(truth, verdict, lean, n: int) -> dict:  # (truth, verdict) to indices
+def surest(
+    truth: np.ndarray, verdict: np.ndarray, lean, n: int
+) -> dict:  # (truth, verdict) to indices
     "Of each kind that there is, the `n` cases that lean farthest."
     found = {(t, v): np.flatnonzero((truth == t) & (verdict == v)) for t, v in KINDS}
     return {kind: i[np.argsort(-np.abs(lean[i]))][:n] for kind, i in found.items() if len(i)}
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-gridfn
 def grid(
-    squares,  # N × S × S × 3, uint8
-    cams,  # N × h × w
-    truth,  # N: `real` or `fake`
-    verdict,  # N: `real` or `fake`
+    crops,  # N × S × S × 3, uint8
+    cams: np.ndarray,  # N × h × w
+    truth: np.ndarray,  # N: `real` or `fake`
+    verdict: np.ndarray,  # N: `real` or `fake`
     n: int = 4,  # of each kind
     zero: float = 0.0,  # see `colour`
-    file=None,
+    file: str | Path | None = None,
     dpi: int = 100,
 ):
     "Right and wrong verdicts with their maps: of each kind the `n` farthest from `zero`."
     import matplotlib.pyplot as plt
 
-    from face_future.tsne import save_figure
+    from face_future.plots import save_figure
 
     kinds = surest(np.asarray(truth), np.asarray(verdict), np.mean(cams, (1, 2)) - zero, n)
     full = np.percentile(np.abs(np.stack(cams) - zero), 98)
@@ -125,8 +127,8 @@ def grid(
         title = f'{"right" if t == v else "wrong"}: {t}, called {v}'
         line[0].set_title(title, fontsize=8, loc='left')
         for j, i in enumerate(rows):
-            line[2 * j].imshow(squares[i])
-            line[2 * j + 1].imshow(overlay(squares[i], cams[i], zero, full))
+            line[2 * j].imshow(crops[i])
+            line[2 * j + 1].imshow(overlay(crops[i], cams[i], zero, full))
     save_figure(fig, file)
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-means
@@ -138,10 +140,10 @@ def _square_means(cam, size, side):
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-deletefns
 def places(
-    cam,  # h × w
+    cam: np.ndarray,  # h × w
     size: int,  # of the picture, pixels
     side: int,  # of the square to delete, pixels
-    rng,  # a numpy generator
+    rng: np.random.Generator,
     randoms: int = 4,  # how many random places
 ) -> dict:  # `hottest`, `coldest`, `random`: lists of (left, top)
     "Where the map is highest and lowest on average over a square, and some random places."
@@ -157,19 +159,19 @@ def places(
     )
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-fills
-def _blur(square, side):
-    return cv2.GaussianBlur(square, (0, 0), side / 4)
+def _blur(crop, side):
+    return cv2.GaussianBlur(crop, (0, 0), side / 4)
 
 
-def _mean_colour(square, side):
-    return np.broadcast_to(square.mean((0, 1)).round().astype(np.uint8), square.shape)
+def _mean_colour(crop, side):
+    return np.broadcast_to(crop.mean((0, 1)).round().astype(np.uint8), crop.shape)
 
 
 FILLS = dict(blur=_blur, mean=_mean_colour)
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-delete
 def delete(
-    square,  # S × S × 3, uint8
+    crop: np.ndarray,  # S × S × 3, uint8
     at,  # (left, top)
     side: int,  # pixels
     fill: str = 'blur',  # or `mean`
@@ -178,17 +180,17 @@ def delete(
     if fill not in FILLS:
         raise ValueError(f'fill {fill!r}: choose {" or ".join(FILLS)}.')
     x, y = at
-    out = np.array(square)
-    out[y : y + side, x : x + side] = FILLS[fill](square, side)[y : y + side, x : x + side]
+    out = np.array(crop)
+    out[y : y + side, x : x + side] = FILLS[fill](crop, side)[y : y + side, x : x + side]
     return out
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-without
-def _without(squares, where, px, fill):
+def _without(crops, where, px, fill):
     "Each square without each of its places, in one array."
     return np.stack(
         [
             delete(s, at, px, fill)
-            for s, w in zip(squares, where)
+            for s, w in zip(crops, where)
             for at in w['hottest'] + w['coldest'] + w['random']
         ]
     )
@@ -196,7 +198,7 @@ def _without(squares, where, px, fill):
 # %% ../nbs/parts/heatmaps.ipynb #h05-checkfn
 def deletion_check(
     predictor,
-    squares,  # N × S × S × 3, uint8
+    crops,  # N × S × S × 3, uint8
     side: float = 0.375,  # of the square to delete, in units of the picture's
     fill: str = 'blur',  # or `mean`
     randoms: int = 4,
@@ -209,12 +211,12 @@ def deletion_check(
     After Petsiuk, Das and Saenko 2018, with one square instead of pixel by pixel."""
     rng = np.random.default_rng(seed)
     out = []
-    for i in range(0, len(squares), bs):
-        some = squares[i : i + bs]
-        (p,) = judge_squares(predictor, some)
+    for i in range(0, len(crops), bs):
+        some = crops[i : i + bs]
+        (p,) = predict_crops(predictor, some)
         px = round(side * some.shape[1])
         where = [places(c, some.shape[1], px, rng, randoms) for c in some_cam(p)]
-        less = judge_squares(predictor, _without(some, where, px, fill))
+        less = predict_crops(predictor, _without(some, where, px, fill))
         after = np.concatenate([q.logit for q in less]).reshape(len(some), -1)
         out.append(np.c_[p.logit, p.logit[:, None] - after])
     out = np.concatenate(out)
@@ -256,27 +258,29 @@ def deletion_summary(
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-paintfn
 def paint(
-    rgb,  # H × W × 3, uint8
+    rgb: np.ndarray,  # H × W × 3, uint8
     p,  # the `Prediction` of this one picture
     preprocess,  # of the predictor
     zero: float = 0.0,
     full: float = FULL,  # see `colour`
 ) -> np.ndarray:  # H × W × 3, uint8
-    "A picture with the heat over each face that was judged, framed."
+    "A picture with the heat over each face that was predicted, framed."
     out = np.array(rgb)
-    for cam, box, issue in zip(some_cam(p), p.box, p.flaw):
+    for cam, box, issue in zip(some_cam(p), p.box, p.quality_issue):
         if issue:
             continue
         if np.isnan(box[0]):
-            x, y, s = centre_square(*rgb.shape[:2])
+            x, y, s = centre_crop_box(*rgb.shape[:2])
         else:
-            x, y, s = face_square([float(v) for v in box], preprocess.margin, *rgb.shape[:2])
+            x, y, s = face_crop_box([float(v) for v in box], preprocess.margin, *rgb.shape[:2])
         out[y : y + s, x : x + s] = overlay(out[y : y + s, x : x + s], cam, zero, full)
         cv2.rectangle(out, (x, y), (x + s - 1, y + s - 1), (255, 255, 255), max(1, s // 150))
     return out
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-write
-def write_check(predictor, seen, out, **kwargs) -> list:  # `deletion_summary` for both fills
+def write_check(
+    predictor, seen, out: str | Path, **kwargs
+) -> list:  # `deletion_summary` for both fills
     """`grid.png` and `deletion.csv` in the folder `out`, of what `face_future.tsne.see` saw.
 
     `kwargs` go to `deletion_check`."""
@@ -287,17 +291,17 @@ def write_check(predictor, seen, out, **kwargs) -> list:  # `deletion_summary` f
     zero = turning_point(predictor.settings)
     rows = []
     for fill in FILLS:
-        check = deletion_check(predictor, seen.square, fill=fill, **kwargs)
+        check = deletion_check(predictor, seen.crops, fill=fill, **kwargs)
         rows += [dict(fill=fill, **r) for r in deletion_summary(check, t.group, zero)]
-    grid(seen.square, seen.cam, t.truth, t.verdict, zero=zero, file=out / 'grid.png')
+    grid(seen.crops, seen.cam, t.truth, t.verdict, zero=zero, file=out / 'grid.png')
     atomic_write(out / 'deletion.csv', pd.DataFrame(rows).to_csv(index=False, float_format='%.4f'))
     return rows
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-paintfiles
 def paint_files(
     predictor,
-    files,  # paths
-    out,  # folder
+    files: list,  # paths
+    out: str | Path,  # folder
 ) -> tuple:  # (rows: file, verdict, p_fake, painted: where), (errors: file, error)
     "Each picture with its heat as `NAME_heat.jpg` in the folder `out`, all on one scale."
     rows, errors = [], []

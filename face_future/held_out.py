@@ -41,7 +41,7 @@ def held_out_table(held, y, logit) -> pd.DataFrame:
     )
 
 # %% ../nbs/parts/held_out.ipynb #h03-measured
-def measured(table, fake_means: str) -> dict:  # temperature, evaluation
+def measured(table: pd.DataFrame, fake_means: str) -> dict:  # temperature, evaluation
     "What the held-out logits (in the data set's words) say of the weights, in the world's sense."
     flip = fake_means == 'photograph'
     fake = (table.fake == 1) != flip
@@ -52,9 +52,9 @@ def measured(table, fake_means: str) -> dict:  # temperature, evaluation
     return dict(temperature=temperature, evaluation=figures)
 
 # %% ../nbs/parts/held_out.ipynb #t03-finish
-def _quoted(sibling) -> dict:
+def _quoted(figures_from) -> dict:
     "The temperature and figures of a run that held images out, saying so."
-    other = load_weights(Path(sibling) / 'model_best.safetensors')[1]
+    other = load_weights(Path(figures_from) / 'model_best.safetensors')[1]
     quoted = dict(temperature=other['temperature'])
     if 'evaluation' in other:
         where = 'a run of the same recipe that held these images out'
@@ -63,12 +63,12 @@ def _quoted(sibling) -> dict:
 
 
 def finish(
-    out,  # folder of the run
+    out: str | Path,  # folder of the run
     dls,  # its loaders, of all held-out images
-    sibling=None,  # folder of a run that held images out, to quote where this one holds none
+    figures_from=None,  # a run's folder: its figures are quoted where this one holds none out
     group=None,  # of each held-out image: who is drawn together
 ) -> Path:  # the best weights
-    "Calibrate and measure the best weights on the held-out images, or quote the sibling's figures."
+    "Calibrate and measure the best weights on the held-out images, or quote another run's."
     file = out / 'model_best.safetensors'
     model, settings = load_weights(file)
     settings = {k: v for k, v in settings.items() if k not in ('name', 'sha256')}
@@ -78,7 +78,7 @@ def finish(
         atomic_write(out / 'held_out.csv', table.to_csv(index=False))
         table = table.assign(group='' if group is None else list(group))
         settings |= measured(table, settings['fake_means'])
-    elif sibling:
-        settings |= _quoted(sibling)
+    elif figures_from:
+        settings |= _quoted(figures_from)
     save_weights(model, settings, file)
     return file

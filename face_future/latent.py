@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .augment import face_mask
-from .data import ImageError, face_square, read_rgb
+from .data import ImageError, face_crop_box, read_rgb
 from .faces import Face, cache_file
 from .files import atomic_write
 
@@ -114,7 +114,7 @@ def _load_half(file, make):
 class Autoencoder:
     "An image autoencoder from two files, safetensors in TAEF2's layout or TorchScript."
 
-    def __init__(self, encoder_file, decoder_file, device=None):
+    def __init__(self, encoder_file, decoder_file, device: str | None = None):
         self.device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         self.encoder = _load_half(encoder_file, encoder).eval().to(self.device)
         self.decoder = _load_half(decoder_file, decoder).eval().to(self.device)
@@ -130,7 +130,7 @@ class Autoencoder:
         return self.decoder(z.to(self.device))
 
 # %% ../nbs/parts/latent.ipynb #e01e-resized
-def resized(rgb, side: int) -> np.ndarray:
+def resized(rgb: np.ndarray, side: int) -> np.ndarray:
     "A square picture at `side` × `side`: area-averaged down, cubic up."
     if rgb.shape[0] == side:
         return rgb
@@ -145,10 +145,10 @@ def _noisy(z, noise, rng):
 
 # %% ../nbs/parts/latent.ipynb #e01e-reconstruct
 def reconstruct(
-    rgb,  # side × side × 3 uint8; 8 divides the side
-    autoencoder,  # an `Autoencoder`, or anything that encodes and decodes N × 3 × H × W in 0 to 1
+    rgb: np.ndarray,  # side × side × 3 uint8; 8 divides the side
+    autoencoder: Autoencoder,  # or what encodes and decodes N × 3 × H × W in 0 to 1
     noise: float = 0.0,  # of the latents, in units of their standard deviation
-    rng=None,  # numpy Generator of the noise
+    rng: np.random.Generator | None = None,  # of the noise
 ) -> np.ndarray:  # as `rgb`
     "A picture as its autoencoder gives it back."
     x = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].float() / 255
@@ -172,14 +172,14 @@ class Pair:
             rgb = np.asarray(im.convert('RGB'))
         side = rgb.shape[0]
         half = rgb[:, side:] if fake else rgb[:, :side]
-        points = tuple(map(tuple, face['points']))
-        return np.ascontiguousarray(half), Face(tuple(face['box']), points, face['score'])
+        landmarks = tuple(map(tuple, face['points']))
+        return np.ascontiguousarray(half), Face(tuple(face['box']), landmarks, face['score'])
 
 # %% ../nbs/parts/latent.ipynb #e01e-writepair
 def _write_pair(file, photo, fake, face) -> Pair:
     "Save a photograph, its reconstruction and the `Face` in them."
     note = PngInfo()
-    note.add_text('face', json.dumps(dict(box=face.box, points=face.points, score=face.score)))
+    note.add_text('face', json.dumps(dict(box=face.box, points=face.landmarks, score=face.score)))
     out = io.BytesIO()
     Image.fromarray(np.hstack([photo, fake])).save(out, 'PNG', pnginfo=note, compress_level=3)
     atomic_write(file, out.getvalue())
@@ -204,32 +204,32 @@ class PairSettings:
                 raise ValueError(f'latent {name} must lie between 0 and 1, not {value}.')
 
 # %% ../nbs/parts/latent.ipynb #e01e-makepair
-def _pasted(photo, fake, points, rng):
+def _pasted(photo, fake, landmarks, rng):
     "The photograph with its reconstruction in a region of the face only."
     side = len(photo)
-    mask = face_mask(points, side, side, rng)[..., None]
+    mask = face_mask(landmarks, side, side, rng)[..., None]
     mask = mask / max(mask.max(), 1e-6)
     return (mask * fake + (1 - mask) * photo).round().clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/parts/latent.ipynb #e01e-makepairfn
 def make_pair(
-    rgb,  # H × W × 3 uint8
-    face,  # a `Face` in it
-    autoencoder,
+    rgb: np.ndarray,  # H × W × 3 uint8
+    face: Face,  # in it
+    autoencoder: Autoencoder,
     settings: PairSettings,
-    rng,  # numpy Generator
+    rng: np.random.Generator,
 ) -> tuple:  # photograph, reconstruction (side × side × 3 uint8), and the `Face` in them
     "A photograph's crop and its reconstruction, both at one random side."
-    left, top, s = face_square(face.box, settings.margin, *rgb.shape[:2])
+    left, top, s = face_crop_box(face.box, settings.margin, *rgb.shape[:2])
     side = 8 * int(rng.integers(settings.low // 8, settings.high // 8 + 1))
     photo = resized(rgb[top : top + s, left : left + s], side)
     fake = reconstruct(photo, autoencoder, rng.uniform(0, settings.noise), rng)
     x, y, w, h = face.box
     box = tuple(float(v) * side / s for v in (x - left, y - top, w, h))
-    points = (np.asarray(face.points, float) - (left, top)) * side / s
+    landmarks = (np.asarray(face.landmarks, float) - (left, top)) * side / s
     if rng.random() < settings.blended:
-        fake = _pasted(photo, fake, points, rng)
-    return photo, fake, Face(box, tuple(map(tuple, points.tolist())), face.score)
+        fake = _pasted(photo, fake, landmarks, rng)
+    return photo, fake, Face(box, tuple(map(tuple, landmarks.tolist())), face.score)
 
 # %% ../nbs/parts/latent.ipynb #e01e-make
 def _pair_name(data, autoencoder, settings):
@@ -267,11 +267,11 @@ def _found_or_made(file, face, autoencoder, settings, folder):
 
 # %% ../nbs/parts/latent.ipynb #e01e-makepairs
 def make_pairs(
-    files,  # paths of photographs
+    files: list,  # paths of photographs
     faces,  # a `Face` for each
-    autoencoder,  # an `Autoencoder`, or an object with `encode`, `decode` and a `key` that names it
+    autoencoder: Autoencoder,  # or what has `encode`, `decode` and a `key` that names it
     settings: PairSettings = PairSettings(),
-    folder=None,  # where they are kept; None: `pair_folder()`
+    folder: str | Path | None = None,  # where they are kept; None: `pair_folder()`
     progress: bool = False,  # show a bar
 ) -> list:  # a `Pair` for each file; None where it can't be read
     "Photographs and their reconstructions, each made once."

@@ -10,10 +10,11 @@ __all__ = ['RANKED', 'THRESHOLDED', 'PROBABILISTIC', 'METRICS', 'MANY', 'auroc',
 # %% ../nbs/parts/metrics.ipynb #e07a-imports
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import beta, binomtest, norm, rankdata
 
 # %% ../nbs/parts/metrics.ipynb #e07-auroc
-def auroc(y, score) -> float:
+def auroc(y: ArrayLike, score: ArrayLike) -> float:
     "Area under the ROC curve of N scores for 0/1 labels `y`; nan where a class is missing."
     y = np.asarray(y, bool)
     if y.all() or not y.any():
@@ -23,8 +24,8 @@ def auroc(y, score) -> float:
 
 # %% ../nbs/parts/metrics.ipynb #e07-delong
 def delong(
-    y,  # N, 0 real and 1 fake
-    scores,  # K detectors' scores of the same N pictures: K × N, or N for one
+    y: ArrayLike,  # N, 0 real and 1 fake
+    scores: ArrayLike,  # K detectors' scores of the same N pictures: K × N, or N for one
 ):  # -> AUROCs K, and their covariance K × K
     "AUROCs and their covariance (DeLong et al. 1988, by the ranks of Sun and Xu 2014)."
     y = np.asarray(y, bool)
@@ -42,7 +43,7 @@ def delong(
     return over.mean(1), np.atleast_2d(np.cov(over)) / m + np.atleast_2d(np.cov(under)) / n
 
 # %% ../nbs/parts/metrics.ipynb #e07-error
-def auroc_error(y, score) -> float:
+def auroc_error(y: ArrayLike, score: ArrayLike) -> float:
     "Standard error of the AUROC (DeLong); nan where a class has fewer than two pictures."
     if min(np.bincount(np.asarray(y, int), minlength=2)) < 2:
         return float('nan')
@@ -55,7 +56,7 @@ def _one_sided(auc, n):
     return (1 - missed, 1.0) if auc == 1 else (0.0, missed)
 
 # %% ../nbs/parts/metrics.ipynb #e07-interval
-def auroc_interval(y, score) -> tuple:  # AUROC, low, high
+def auroc_interval(y: ArrayLike, score: ArrayLike) -> tuple:  # AUROC, low, high
     "AUROC with its 95 % interval (DeLong); low and high are nan where a class has fewer than two."
     auc = auroc(y, score)
     error = auroc_error(y, score)
@@ -74,7 +75,7 @@ PROBABILISTIC = 'brier', 'ece'
 METRICS = RANKED + THRESHOLDED + PROBABILISTIC
 
 
-def curve(y, score, w):
+def curve(y: ArrayLike, score: ArrayLike, w: ArrayLike):
     "ROC: weights of fakes and of real ones at or above each distinct score, falling from the top."
     order = np.argsort(-score, kind='stable')
     last = np.r_[np.diff(score[order]) != 0, True]  # of each run of ties
@@ -83,7 +84,7 @@ def curve(y, score, w):
     return np.r_[0, tp], np.r_[0, fp]
 
 # %% ../nbs/parts/metrics.ipynb #e07-ece
-def ece(y, p, w=None) -> float:
+def ece(y: ArrayLike, p: ArrayLike, w: ArrayLike | None = None) -> float:
     "Expected calibration error: mean distance of p_fake and share of fakes in 15 equal bins."
     w = np.ones(len(y)) if w is None else w
     at = np.minimum((np.asarray(p) * 15).astype(int), 14)
@@ -131,10 +132,10 @@ def _probabilistic(y, score, w) -> dict:
 
 # %% ../nbs/parts/metrics.ipynb #e07-metricsfn
 def metrics(
-    y,  # N, 0 real and 1 fake
-    score,  # N; for Brier and ECE a probability
+    y: ArrayLike,  # N, 0 real and 1 fake
+    score: ArrayLike,  # N; for Brier and ECE a probability
     threshold: float,  # at or above it: fake
-    w=None,  # N, how often each picture counts; None: once
+    w: ArrayLike | None = None,  # N, how often each picture counts; None: once
 ) -> dict:  # name of `METRICS` -> value; nan where a class is missing
     "All figures of one table of scores."
     y = np.asarray(y, float)
@@ -144,7 +145,7 @@ def metrics(
     return {**_ranked(y, score, w), **_thresholded(y, called, w), **_probabilistic(y, score, w)}
 
 # %% ../nbs/parts/metrics.ipynb #e07-units
-def units(n: int, group=None) -> np.ndarray:  # N ints
+def units(n: int, group: ArrayLike | None = None) -> np.ndarray:  # N ints
     "What is drawn or left out together: groups; images that name none stand alone."
     if group is None:
         return np.arange(n)
@@ -154,7 +155,7 @@ def units(n: int, group=None) -> np.ndarray:  # N ints
     return np.unique(np.where(alone, own, name), return_inverse=True)[1]
 
 # %% ../nbs/parts/metrics.ipynb #e07-wilson
-def wilson(hits) -> tuple:  # share, low, high
+def wilson(hits: ArrayLike) -> tuple:  # share, low, high
     "Share of N independent yes-or-no answers, 95 % interval (Wilson 1927); nan where N is 0."
     hits = np.asarray(hits, bool)
     if not len(hits):
@@ -174,7 +175,11 @@ def _redraw(stratum, rng):
 
 # %% ../nbs/parts/metrics.ipynb #e07-bootfn
 def bootstrap(
-    y, score, threshold, group=None, rounds: int = 1000
+    y: ArrayLike,
+    score: ArrayLike,
+    threshold: float,
+    group: ArrayLike | None = None,
+    rounds: int = 1000,
 ) -> dict:  # metric -> array of `rounds` values
     "`metrics` under redrawn groups (images, where there are none), stratified by class."
     unit = units(len(y), group)
@@ -201,7 +206,11 @@ def _closed_form(y, score, threshold) -> dict:
 
 # %% ../nbs/parts/metrics.ipynb #e07-intervals
 def intervals(
-    y, score, threshold, group=None, rounds: int = 1000
+    y: ArrayLike,
+    score: ArrayLike,
+    threshold: float,
+    group: ArrayLike | None = None,
+    rounds: int = 1000,
 ) -> pd.DataFrame:  # metric, value, lo, hi, how
     "Every figure with its 95 % interval, and how that was made."
     y = np.asarray(y, int)
@@ -217,13 +226,13 @@ def intervals(
     return pd.DataFrame(table, columns=['metric', 'value', 'lo', 'hi', 'how'])
 
 # %% ../nbs/parts/metrics.ipynb #e07-format
-def format_intervals(table, digits: int = 3) -> pd.Series:  # of str: `value [lo, hi]`
+def format_intervals(table: pd.DataFrame, digits: int = 3) -> pd.Series:  # of str: `value [lo, hi]`
     "One text for each row of a table with columns value, lo and hi."
     value, lo, hi = (table[k].map(f'{{:.{digits}f}}'.format) for k in ('value', 'lo', 'hi'))
     return value + ' [' + lo + ', ' + hi + ']'
 
 # %% ../nbs/parts/metrics.ipynb #e07-scorefn
-def score(y, logit) -> dict:
+def score(y: ArrayLike, logit: ArrayLike) -> dict:
     "n, accuracy at logit 0 (Wilson) and AUROC (DeLong) with 95 % intervals; `y` is 0 or 1."
     accuracy, acc_lo, acc_hi = wilson((np.asarray(logit) > 0) == np.asarray(y, bool))
     auc, auc_lo, auc_hi = auroc_interval(y, logit)
@@ -232,8 +241,8 @@ def score(y, logit) -> dict:
 
 # %% ../nbs/parts/metrics.ipynb #e07-meanfn
 def mean_interval(
-    values,  # N
-    group=None,  # N: what belongs together is drawn together; None: each by itself
+    values: ArrayLike,  # N
+    group: ArrayLike | None = None,  # N: whose members are drawn together; None: each alone
     rounds: int = 2000,
 ) -> tuple:  # mean, low, high
     "A mean with its 95 % bootstrap interval (percentile), over groups."
@@ -248,7 +257,7 @@ def mean_interval(
 
 # %% ../nbs/parts/metrics.ipynb #e07-changefn
 def auroc_change(
-    y, before, after, rounds: int = 1000, seed: int = 0
+    y: ArrayLike, before: ArrayLike, after: ArrayLike, rounds: int = 1000, seed: int = 0
 ) -> tuple:  # AUROC before, after, the change's 95 % interval
     "What a change did to the AUROC of the same N pictures (paired bootstrap)."
     y = np.asarray(y, bool)
@@ -273,7 +282,7 @@ def _one_class(source, fake) -> tuple[list, list]:
     return sorted(fakes - photos), sorted(photos - fakes)
 
 
-def pairs(source, fake) -> list:  # of (name, mask N)
+def pairs(source: ArrayLike, fake: ArrayLike) -> list:  # of (name, mask N)
     "What is compared: sources with both classes, else fakes with photographs; and `pooled`."
     source = np.asarray(source)
     fake = np.asarray(fake, bool)
@@ -288,7 +297,7 @@ def pairs(source, fake) -> list:  # of (name, mask N)
     return out if len(out) == 1 else [('pooled', np.ones(len(fake), bool)), *out]
 
 # %% ../nbs/parts/metrics.ipynb #e07-alone
-def alone(source, fake) -> list:  # of (name, mask N)
+def alone(source: ArrayLike, fake: ArrayLike) -> list:  # of (name, mask N)
     "Sources of one class that `pairs` compares with no other, or only with others of their class."
     source = np.asarray(source)
     fake = np.asarray(fake, bool)
@@ -302,7 +311,7 @@ def alone(source, fake) -> list:  # of (name, mask N)
 
 # %% ../nbs/parts/metrics.ipynb #e07-report
 def report(
-    table,  # a row an image: score (nan: none), fake (bool), source, maybe group
+    table: pd.DataFrame,  # a row an image: score (nan: none), fake (bool), source, maybe group
     threshold: float,  # at or above it: fake
     rounds: int = 1000,  # of the bootstrap
 ) -> pd.DataFrame:  # pair, n_fake, n_real, metric, value, lo, hi, how
@@ -328,7 +337,7 @@ def _plain(row) -> dict:
 
 # %% ../nbs/parts/metrics.ipynb #e07-evaluation
 def evaluation(
-    table,  # as for `report`
+    table: pd.DataFrame,  # as for `report`
     threshold: float,  # at or above it: fake
     views: str,  # names of the views that were averaged, with commas
     unsure: int = 0,  # images that were not counted, for a quality issue
@@ -362,7 +371,13 @@ def _sentence(c, names) -> str:
     )
 
 # %% ../nbs/parts/metrics.ipynb #e07-compare
-def compare(y, first, second, thresholds=(0.5, 0.5), names=('the first', 'the second')) -> dict:
+def compare(
+    y: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    thresholds=(0.5, 0.5),
+    names=('the first', 'the second'),
+) -> dict:
     "DeLong's and McNemar's tests of two detectors on the same N pictures, and a `sentence`."
     y = np.asarray(y, int)
     (p, q), cov = delong(y, [first, second])

@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .data import Preprocess
+from .renamed import SETTINGS, renamed
 
 # %% ../nbs/parts/model_config.ipynb #m02-weightserror
 class WeightsError(ValueError):
@@ -119,7 +120,7 @@ class ModelConfig(_Settings):
     fake_means: str  # in the training data: `generated`, or `photograph` (inverted words)
     temperature: float = 1.0  # the logit is divided by it
     threshold: float = 0.5  # `p_fake` at or above it is called fake
-    real_below: float | None = None  # `p_fake` below it is called real; None: no abstention band
+    lower_threshold: float | None = None  # `p_fake` below it is called real; None: `threshold`
     calibration: dict | None = None  # see `calibrated`; None: by the temperature
     views: str | None = None  # test-time views that the figures were measured with
     about: str | None = None  # a line for people
@@ -132,11 +133,6 @@ class ModelConfig(_Settings):
         "Second output minus first, times this, is the logit in the world's sense."
         inverted = (self.fake_means == 'photograph') != (self.classes == ['fake', 'real'])
         return -1.0 if inverted else 1.0
-
-    @property
-    def lower_threshold(self) -> float:
-        "`p_fake` below it is called real; from it up to `threshold` is the abstention band."
-        return self.threshold if self.real_below is None else self.real_below
 
     def calibrated(self, logit) -> np.ndarray:
         "See the function `calibrated`."
@@ -168,7 +164,7 @@ def as_config(settings: Mapping) -> ModelConfig:
 
 # %% ../nbs/parts/model_config.ipynb #s01d-many
 def threshold_for(
-    faces: int,  # without a flaw, in one picture
+    faces: int,  # without a quality issue, in one picture
     threshold: float,  # for one face
     table=None,  # `many_faces` of a weights file (parts/calibrate); None: no correction
 ) -> float:  # infinite where the table can't tell
@@ -253,7 +249,7 @@ def _safetensors_note(file: Path) -> str | None:
 NOTES = {'.onnx': _onnx_note, '.safetensors': _safetensors_note}  # other files carry none
 
 
-def read_settings(file: str | Path) -> dict | None:  # as they are in the file; None: it has none
+def read_settings(file: str | Path) -> dict | None:  # None: it has none
     "The note in a `.safetensors` or `.onnx` file; a `WeightsError` if it is damaged."
     file = Path(file)
     reader = NOTES.get(file.suffix)
@@ -261,7 +257,7 @@ def read_settings(file: str | Path) -> dict | None:  # as they are in the file; 
     if note is None:
         return None
     try:
-        return json.loads(note)
+        return renamed(json.loads(note), SETTINGS)
     except ValueError as error:
         raise WeightsError(f'{file.name}: the settings inside are damaged ({error}).') from error
 
@@ -311,7 +307,8 @@ def complete(
     "The settings of a weights file, checked and completed; a `WeightsError` if they won't do."
     sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     own = dict(name=Path(file).name, sha256=sha256)
-    known = one_evaluation({**(inside or ORIGINAL), **(given or {})})
+    known = {**(inside or ORIGINAL), **renamed(given or {}, SETTINGS)}
+    known = one_evaluation(known)
     return as_config({**known, **own})
 
 # %% ../nbs/parts/model_config.ipynb #s01d-load

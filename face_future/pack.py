@@ -48,7 +48,7 @@ def held_out_settings(
     if isinstance(unseen, (str, Path)):
         unseen = read_left_out(unseen)
     every = score_images(predictor, labels, progress=progress)
-    t = every[every.logit.notna() & every.reason.isin(['', *DOUBTS])]
+    t = every[every.logit.notna() & every.unsure_reason.isin(['', *DOUBTS])]
     chosen = choose(t.logit, t.fake, t.source, t.group, unseen=unseen, **guarantees)
     t = t.assign(score=calibrated(t.logit, chosen))
     views = ','.join(predictor.views)
@@ -69,7 +69,7 @@ def _settings(predictor, views, about, card) -> dict:
 # %% ../nbs/parts/pack.ipynb #k07e-pack
 def pack(
     weights,  # a run's `model_best.safetensors`
-    out,  # the file to write
+    out: str | Path,  # the file to write
     views: str = 'flip',  # that the file recommends, and is calibrated with
     labels: Labels = None,  # or its file: measure and calibrate on its held-out images
     size: int = None,  # input side in pixels, if not the one trained at

@@ -6,7 +6,7 @@ const style = new Intl.NumberFormat(LANGUAGE, { style: 'percent', maximumFractio
 const format = (p, f) => LANGUAGE === 'en' ? f.format(p).replace('%', ' %') : f.format(p);
 const percent = p => p >= 0.9995 ? `${t('over')} ${format(0.999, fine)}` : p > 0 && p < 0.0005 ? `${t('under')} ${format(0.001, fine)}` : format(p, p > 0.99 || p < 0.01 ? fine : style);
 const ATONCE = 2, TRIES = 4, MANY = 6;
-const lower = a => a.lower_threshold ?? a.real_below;
+const lower = a => a.lower_threshold;
 const words = said => said.verdict === 'real' && said.p_fake >= 0.5 ? t('some') : t(said.verdict);
 const REASONS = ['no_face', 'face_too_small', 'face_cut', 'too_dark', 'too_blurred', 'too_compressed', 'faces_left_out', 'close_call', 'views_disagree'];
 const reason = code => REASONS.includes(code) ? t(code) : t('reason', { x: code.replaceAll('_', ' ') });
@@ -106,8 +106,8 @@ function gauge(said, answer, title, number) {
   meter.setAttribute('aria-valuenow', (100 * said.p_fake).toFixed(1));
   meter.setAttribute('aria-valuetext', t('lines', said_lines));
   meter.setAttribute('aria-label', title);
-  const why = number ? said.reasons.map(reason) : [];
-  const told = said.verdict !== 'unsure' ? [t('number', said_lines), t('called', said_lines)] : said.reasons.includes('close_call') ? [...why, t('number', said_lines), t('band', said_lines)] : [...why, t('not_relied', said_lines)];
+  const why = number ? said.unsure_reasons.map(reason) : [];
+  const told = said.verdict !== 'unsure' ? [t('number', said_lines), t('called', said_lines)] : said.unsure_reasons.includes('close_call') ? [...why, t('number', said_lines), t('band', said_lines)] : [...why, t('not_relied', said_lines)];
   $('.number', face).textContent = told.join(' ');
   return face;
 }
@@ -123,7 +123,7 @@ function succeed(item, a) {
   second.hidden = !mark;
   if (mark && !a.headline) second.textContent = `${t('evidence')}: ${t('generated')}, ${mark.who || mark.value} (${t(mark.signed)})`;
   if (a.headline) { second.textContent = t('detector', { x: verdict.textContent }); const f = a.evidence.find(f => f.says === 'generated' && (f.signed === 'valid' || f.signed === 'trusted')); verdict.textContent = t('headline', { who: f.who }) + (f.signed === 'valid' ? ` (${t('valid')})` : ''); card.classList.remove(a.verdict); card.classList.add('fake'); }
-  const why = a.verdict === 'unsure' && !several ? a.reasons.map(reason) : []; // of several, each says its own
+  const why = a.verdict === 'unsure' && !several ? a.unsure_reasons.map(reason) : []; // of several, each says its own
   if (several && unsure && a.verdict !== 'unsure') why.push(t('it_cant', { n: unsure, all }));
   if (a.faces_left_out) why.push(t(a.faces_left_out === 1 ? 'left_out_1' : 'left_out', { n: a.faces.length, more: a.faces_left_out }));
   $('.result .why', card).textContent = why.join(' ');
@@ -258,7 +258,7 @@ const kept = () => visit.map(item => ({ file: nameOf(item), answer: item.answer 
 
 function csv() {
   const cell = v => { const s = String(v ?? ''); return `"${(/^[=+\-@\t\r]/.test(s) ? "'" : '') + s.replaceAll('"', '""')}"`; };
-  const rows = kept().map(({ file, answer: a, error }) => a ? [file, a.verdict, a.p_fake, a.reasons.join(' '), a.faces.length, lower(a), a.threshold, a.image.sha256, a.model.sha256, a.evidence.filter(f => f.says !== 'neutral').map(f => `${f.says}: ${f.who || f.value} (${f.signed})`).join('; '), ''] : [file, ...Array(9).fill(''), error]);
+  const rows = kept().map(({ file, answer: a, error }) => a ? [file, a.verdict, a.p_fake, a.unsure_reasons.join(' '), a.faces.length, lower(a), a.threshold, a.image.sha256, a.model.sha256, a.evidence.filter(f => f.says !== 'neutral').map(f => `${f.says}: ${f.who || f.value} (${f.signed})`).join('; '), ''] : [file, ...Array(9).fill(''), error]);
   return [['file', 'verdict', 'p_fake', 'reasons', 'faces', 'lower_threshold', 'threshold', 'sha256', 'weights_sha256', 'evidence', 'error'], ...rows].map(r => r.map(cell).join(',')).join('\r\n');
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import ArrayLike
 from onnx import helper
 
 from .backends import BackendMissing, Onnx, OpenVino
@@ -26,17 +27,17 @@ from .tta_inference import Predictor
 
 # %% ../nbs/parts/precision.ipynb #e08-gatefn
 def held_out_crops(
-    graph,  # an `.onnx` file
+    graph: str | Path,  # an `.onnx` file
     labels_file,
     n: int = 60,  # pictures, at most, of each source and class
     split='valid',
-    seed=0,
+    seed: int = 0,
 ):  # -> N × 3 × S × S, float32, and N bool: fake in the world's sense
     "Network inputs: the largest face of each picture, if it has no quality issue."
     some = Labels.load(labels_file).part(split).sample(n, seed)
     fake = some.is_fake
     predictor = Predictor(graph, backend='onnx', device='cpu')
-    largest = [predictor.look(read_rgb(f))[0] for f in some.files]
+    largest = [predictor.detect(read_rgb(f))[0] for f in some.files]
     sound = np.array([issue == '' for _, _, issue in largest])
     if len(set(fake[sound])) < 2:
         name = Path(labels_file).name
@@ -44,15 +45,19 @@ def held_out_crops(
     return np.stack([crop for crop, _, _ in largest])[sound], fake[sound]
 
 # %% ../nbs/parts/precision.ipynb #prc-flipfn
-def verdict_side(logit, settings: dict) -> np.ndarray:  # same shape: 1 fake, -1 real, 0 unsure
+def verdict_side(
+    logit: ArrayLike, settings: dict
+) -> np.ndarray:  # same shape: 1 fake, -1 real, 0 unsure
     "The verdict that a logit in the world's sense gets by thresholds alone."
     p_fake = calibrated(logit, {'temperature': 1.0, **settings})
     high = settings.get('threshold', 0.5)
-    low = settings.get('real_below', high)
+    low = settings.get('lower_threshold', high)
     return np.where(p_fake >= high, 1, np.where(p_fake < low, -1, 0))
 
 # %% ../nbs/parts/precision.ipynb #prc-flipfn2
-def flipped(before, after, settings: dict, margin: float = 0.1) -> np.ndarray:  # N bool
+def flipped(
+    before: ArrayLike, after: ArrayLike, settings: dict, margin: float = 0.1
+) -> np.ndarray:  # N bool
     "Which verdicts go from real to fake or back; not those within `margin` of it before."
     steady = verdict_side(before - margin, settings) == verdict_side(before + margin, settings)
     return steady & (verdict_side(before, settings) * verdict_side(after, settings) < 0)
@@ -73,7 +78,9 @@ def timed_logits(backend, x) -> tuple:  # N logits, processor time a crop in ms
     return logit, 1e3 * (time.process_time() - start) / len(x)
 
 # %% ../nbs/parts/precision.ipynb #prc-casesfn
-def case_logits(graph, x, sign: float) -> dict:  # name -> logits in the world's sense, ms
+def case_logits(
+    graph: str | Path, x, sign: float
+) -> dict:  # name -> logits in the world's sense, ms
     "What each of `CASES` that can run here gives."
     out = {}
     for name, open_graph in CASES.items():
@@ -85,7 +92,7 @@ def case_logits(graph, x, sign: float) -> dict:  # name -> logits in the world's
     return out
 
 # %% ../nbs/parts/precision.ipynb #prc-checkfn
-def compare_logits(fake, before, after, settings: dict) -> dict:
+def compare_logits(fake: ArrayLike, before: ArrayLike, after: ArrayLike, settings: dict) -> dict:
     "AUROC, its change with its interval, flipped verdicts and the largest change of a logit."
     first, second, lo, hi = auroc_change(fake, before, after)
     flips = int(flipped(before, after, settings).sum())
@@ -105,7 +112,7 @@ def _sign(settings) -> float:
 
 # %% ../nbs/parts/precision.ipynb #prc-checkfn2
 def check_precision(
-    graph,  # an `.onnx` file
+    graph: str | Path,  # an `.onnx` file
     labels_file,  # its held-out images are used
     n: int = 60,  # pictures of each source and class
 ) -> list[dict]:  # backend, n, auroc, change, lo, hi, flips, gap, cpu_ms (of a crop), passed
@@ -124,7 +131,7 @@ def check_precision(
 NOTED = ('n', 'change', 'lo', 'hi', 'flips', 'passed')
 
 
-def note_precision(graph, rows: list[dict]) -> list[dict]:  # `rows` again
+def note_precision(graph: str | Path, rows: list[dict]) -> list[dict]:  # `rows` again
     "Note in the graph what `check_precision` found of bfloat16, which `make_backend` goes by."
     measured = {}
     for r in rows:

@@ -25,7 +25,7 @@ def _git(folder, *words):
 
 
 def git_commit(
-    folder=None,  # of the package; None: this one
+    folder: str | Path | None = None,  # of the package; None: this one
 ) -> str:
     "The commit of the code, or `unknown` where it is no checkout of this project, or without git."
     folder = Path(folder or Path(face_future.__file__).parent).resolve()

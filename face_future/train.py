@@ -33,7 +33,7 @@ from face_future.augment import (
     FaceSet,
     ImageSet,
     augmentations,
-    balanced_order,
+    balanced_sample,
     face_augmentations,
 )
 from face_future.callbacks import (
@@ -67,20 +67,20 @@ class Recipe:
     crop: str = 'face'  # `face`: the largest face of each image; `whole`: the centre square
     margin: float = 1.1  # side of a face's crop in units of the face's longer side
     augment: str = 'face'  # `face`, or, for whole pictures, `none`, `light`, `turns`, `web`
-    without: str = ''  # corruptions that `face` leaves out, with commas
+    no_augment: str = ''  # corruptions that `face` leaves out, with commas
     blends: float = 0.25  # share of the fakes that are self-blended photographs; with faces only
     latent_fakes: str = ''  # an autoencoder's encoder and decoder file, with a comma: makes pairs
     latent_share: float = 0.4  # share of both classes that comes from such pairs
     latent_noise: float = 0.3  # of the latents, at most, in units of their spread
     latent_blended: float = 0.25  # share of the reconstructions pasted back into a region only
     latent_pairs: int = 0  # at most so many photographs get one, evenly over the sources; 0: all
-    leave_out: str = ''  # families or sources, with commas, kept from training and monitoring
+    leave_out: str = ''  # families or sources, with commas, kept from training and validation
     balance: float = 0.5  # 0: sources by their size, 1: all the same; see parts/augment
-    draws: int = 0  # images an epoch; 0: as many as there are
-    monitor: int = 0  # held-out images measured after each epoch; 0: all
+    samples_per_epoch: int = 0  # 0: as many as there are images
+    validation_samples: int = 0  # held-out images predicted after each epoch; 0: all
     cutmix: float = 0.0  # alpha of CutMix (Yun et al. 2019, arXiv:1905.04899); 0 is off
-    epochs: int = 12  # of `draws` images each
-    frozen: int = 0  # of these, the first ones in which only the head and the batch norms learn
+    epochs: int = 12  # of `samples_per_epoch` images each
+    freeze_epochs: int = 0  # first epochs in which only the head and the batch norms learn
     bs: int = 32  # images a step
     lr: float = 1e-3  # peak learning rate of the head
     lr_ratio: float = 10.0  # the earliest stages learn this many times slower
@@ -89,7 +89,7 @@ class Recipe:
     ema: float = 0.98  # decay of the moving average of the weights; 0 is off
     drop: float = 0.4  # dropout before the head
     drop_path: float = 0.2  # stochastic depth
-    everything: bool = False  # train on the held-out images too: the last run, once all is chosen
+    train_on_all: bool = False  # the held-out images too: the last run, once all is chosen
     seed: int = 42  # of order, augmentation, dropout (and of the split, if the labels have none)
     workers: int = 0  # processes that load images
 
@@ -102,7 +102,8 @@ LIMITS = {
     **dict.fromkeys(('blends', 'balance'), (0, 1)),
     **dict.fromkeys(('smoothing', 'drop', 'drop_path'), (0, 0.99)),
     **dict.fromkeys(('epochs', 'bs'), (1, math.inf)),
-    **dict.fromkeys(('draws', 'monitor', 'cutmix', 'frozen', 'wd', 'workers'), (0, math.inf)),
+    **dict.fromkeys(('samples_per_epoch', 'validation_samples', 'freeze_epochs'), (0, math.inf)),
+    **dict.fromkeys(('cutmix', 'wd', 'workers'), (0, math.inf)),
 }
 
 
@@ -130,34 +131,42 @@ def check_recipe(recipe: Recipe):
 
 # %% ../nbs/03_train.ipynb #t03-loaders
 class BalancedLoader(DataLoader):
-    "Training images in the order of parts/augment's `balanced_order`."
+    "Training images in the order of parts/augment's `balanced_sample`."
 
-    def __init__(self, dataset, rows, recipe, blends, **kwargs):
+    def __init__(self, dataset, rows: pd.DataFrame, recipe: Recipe, blends, **kwargs):
         super().__init__(dataset, bs=recipe.bs, num_workers=recipe.workers, **kwargs)
         self.rows = rows
-        self.n = recipe.draws or len(rows)
+        self.n = recipe.samples_per_epoch or len(rows)
         self.drop_last = self.n >= recipe.bs
         latent = recipe.latent_share if recipe.latent_fakes else 0.0
         self.mix = dict(balance=recipe.balance, blends=blends, seed=recipe.seed, latent=latent)
 
     def get_idxs(self):
-        return balanced_order(self.rows, self.n, epoch=self.dataset.epoch, **self.mix)
+        return balanced_sample(self.rows, self.n, epoch=self.dataset.epoch, **self.mix)
 
 
-def get_set(rows, root, recipe, preprocess, augment='none'):
+def get_set(
+    rows: pd.DataFrame, root: str | Path, recipe: Recipe, preprocess: Preprocess, augment='none'
+):
     "The images of `rows` as network inputs."
-    aug = face_augmentations(recipe.without) if augment == 'face' else augmentations(augment)
+    aug = face_augmentations(recipe.no_augment) if augment == 'face' else augmentations(augment)
     if recipe.crop == 'face':
         return FaceSet(rows, root, rows.face.tolist(), preprocess, aug, recipe.seed)
     return ImageSet(rows, root, preprocess, aug, recipe.seed)
 
 # %% ../nbs/03_train.ipynb #t03-getloaders
-def get_loaders(rows, root, recipe, preprocess, fake_means='generated') -> DataLoaders:
-    "fastai loaders of network inputs N × 3 × S × S and labels N; `monitor` of the held-out ones."
+def get_loaders(
+    rows: pd.DataFrame,
+    root: str | Path,
+    recipe: Recipe,
+    preprocess: Preprocess,
+    fake_means='generated',
+) -> DataLoaders:
+    "fastai loaders of inputs N × 3 × S × S and labels N; `validation_samples` of the held-out."
     learn = rows[rows.split == 'train'].reset_index(drop=True)
     held = rows[rows.split == 'valid'].reset_index(drop=True)
-    if recipe.monitor:
-        held = held.loc[draw_evenly(held, recipe.monitor, 'prediction', recipe.seed)]
+    if recipe.validation_samples:
+        held = held.loc[draw_evenly(held, recipe.validation_samples, 'label', recipe.seed)]
     # Blends are made from what the labels call real.
     blends = recipe.blends if recipe.crop == 'face' and fake_means == 'generated' else 0.0
     train_set = get_set(learn, root, recipe, preprocess, recipe.augment)
@@ -179,7 +188,7 @@ def auroc_se(preds, targs):
 
 def _callbacks(recipe):
     "The callbacks that a recipe asks for."
-    cbs = [SeedEpoch(recipe.seed), ProgressiveResize(recipe), FreezeEpochs(recipe.frozen)]
+    cbs = [SeedEpoch(recipe.seed), ProgressiveResize(recipe), FreezeEpochs(recipe.freeze_epochs)]
     cbs.append(GradientClip(5.0))
     if recipe.ema:
         cbs.append(EMA(recipe.ema))
@@ -241,8 +250,8 @@ def _fit(learn, checkpoint, recipe, progress):
 def train(
     labels: Labels,  # from chapter 00
     recipe: Recipe,  # the choices
-    out,  # folder for the run; an unfinished run of the same recipe in it is resumed
-    sibling=None,  # with `everything`: the folder of a run that held images out, to be quoted
+    out: str | Path,  # folder for the run; an unfinished run of the same recipe in it is resumed
+    figures_from=None,  # with `train_on_all`: a run that held images out, to be quoted
     progress: bool = True,  # bars and a table
     about: str = '',  # for people, kept with the weights: what they have learnt, which licence
     cbs=(),  # more fastai callbacks
@@ -260,8 +269,8 @@ def train(
     checkpoint = Checkpoint(out, recipe, settings)
     learn.add_cbs([checkpoint, StopOnNaN(), *cbs])
     _fit(learn, checkpoint, recipe, progress)
-    held = get_loaders(rows, labels.root, replace(recipe, monitor=0), preprocess)
-    return finish(out, held, sibling, rows.group[rows.split == 'valid'])
+    held = get_loaders(rows, labels.root, replace(recipe, validation_samples=0), preprocess)
+    return finish(out, held, figures_from, rows.group[rows.split == 'valid'])
 
 # %% ../nbs/03_train.ipynb #t03-measurefn
 def measure(

@@ -20,10 +20,10 @@ def _issue(found):
     "Why the faces found in an image (or None) are of no use for training; empty: they are."
     if found is None:
         return 'could not be read'
-    return found[0].reason if found else 'no_face'
+    return found[0].quality_issue if found else 'no_face'
 
 
-def with_faces(rows, files, progress: bool = True):
+def with_faces(rows: pd.DataFrame, files: list, progress: bool = True):
     "`rows` with a column `face`, the largest of each image; without images that have none."
     found = list(find_faces(files, progress=progress))
     issues = pd.Series([_issue(f) for f in found], rows.index, dtype=object)
@@ -40,7 +40,7 @@ def with_faces(rows, files, progress: bool = True):
 # %% ../nbs/parts/training_rows.ipynb #w03-pairs
 def _photographs(rows, recipe):
     "The training photographs that get a reconstruction, in a random order."
-    photos = rows[(rows.split == 'train') & (rows.prediction == 'real')]
+    photos = rows[(rows.split == 'train') & (rows.label == 'real')]
     photos = photos.sample(frac=1, random_state=recipe.seed)
     if not recipe.latent_pairs:
         return photos
@@ -48,7 +48,7 @@ def _photographs(rows, recipe):
     return photos.assign(lap=lap).sort_values('lap', kind='stable')[: recipe.latent_pairs]
 
 
-def with_pairs(rows, labels, recipe, progress: bool = True):
+def with_pairs(rows: pd.DataFrame, labels, recipe, progress: bool = True):
     "`rows` with a column `pair`: for the training photographs, what parts/latent makes of them."
     files = recipe.latent_fakes.split(',')
     if len(files) != 2:
@@ -77,22 +77,22 @@ def get_rows(labels, recipe, progress: bool = True):
     if not (labels.rows.split != '').all():
         labels = split_labels(labels, seed=recipe.seed)
     labels = replace(labels, rows=labels.rows[~left_out(labels.rows, recipe.leave_out)])
-    rows = labels.rows.assign(split='train') if recipe.everything else labels.rows
+    rows = labels.rows.assign(split='train') if recipe.train_on_all else labels.rows
     if recipe.crop != 'face':
         return _readable(rows, labels.files, progress)
     rows = with_faces(rows, labels.files, progress)
     return with_pairs(rows, labels, recipe, progress) if recipe.latent_fakes else rows
 
 # %% ../nbs/parts/training_rows.ipynb #t03-classes
-def check_classes(rows):
+def check_classes(rows: pd.DataFrame):
     "A `ValueError` if a class is missing; a printed sentence if no AUROC can compare the epochs."
-    learn = set(rows.prediction[rows.split == 'train'])
-    held = set(rows.prediction[rows.split == 'valid'])
+    learn = set(rows.label[rows.split == 'train'])
+    held = set(rows.label[rows.split == 'valid'])
     if missing := [w for w in CLASSES if w not in learn]:
         raise ValueError(
             f'Among the images to learn from none is {" or ".join(missing)}: '
             'it takes both classes. face_future labels --valid-pct sets how many '
-            'are held out; --everything trains on these too.'
+            'are held out; --train-on-all trains on these too.'
         )
     if len(held) == 1:
         print(

@@ -33,6 +33,7 @@ from face_future.prediction import (
     usable_preprocess,
     world_sign,
 )
+from .renamed import VIEWS as OLD_VIEWS
 from .submission import RESULTS, Journal, folder_images, write_predictions
 
 _all_ = ['DOUBTS', 'Prediction']  # they belong to what a `Predictor` gives
@@ -50,16 +51,17 @@ UNDO = dict(rot90='rot270', rot270='rot90')  # the view that undoes a view, wher
 VIEW_SETS = dict(
     single=('identity',),
     flip=('identity', 'flip'),
-    seed=('identity', 'flip', 'rot90', 'rot270'),
+    original=('identity', 'flip', 'rot90', 'rot270'),  # of the original submission
     turns=tuple(VIEWS),
 )
 
 # %% ../nbs/04_tta_inference.ipynb #p04-getviews
 def get_views(
-    views,  # a name from `VIEW_SETS`, or names from `VIEWS`, as a list or with commas
+    views: str | list | tuple,  # a name from `VIEW_SETS`; or names from `VIEWS`, maybe with commas
 ) -> tuple:  # names of single views
     "The views meant by `views`; a `ValueError` names those that there are."
     if isinstance(views, str):
+        views = OLD_VIEWS.get(views, views)
         views = VIEW_SETS.get(views) or [v.strip() for v in views.split(',')]
     names = tuple(views)
     bad = [v for v in names if v not in VIEWS]
@@ -86,13 +88,18 @@ class Predictor:
 
     def __init__(
         self,
-        weights=None,  # a file, a packaged name, or None for the default (see `find_weights`)
-        views=None,  # see `get_views`; None takes what the weights were measured to do best with
-        device=None,  # `cpu`, `cuda`; None takes a GPU if there is one
+        weights: str
+        | Path
+        | None = None,  # a file, a packaged name, or None for the default (see `find_weights`)
+        views: str
+        | list
+        | tuple
+        | None = None,  # see `get_views`; None: what the weights recommend
+        device: str | None = None,  # `cpu`, `cuda`; None takes a GPU if there is one
         settings: dict = None,  # what a bare state dict lacks (arch, preprocess, fake_means, …)
         whole_image: bool = False,  # crop the centre, whatever the weights were trained on
-        backend=None,  # see `make_backend`; None takes the fastest that is installed
-        streams: int = 1,  # calls of `judge` that may run at once, each on its share of the cores
+        backend: str | None = None,  # see `make_backend`; None takes the fastest that is installed
+        streams: int = 1,  # calls of `predict` that may run at once, each on its share of the cores
         max_faces: int = 100,  # crops of a picture at most, the largest faces first
     ):
         self.file = find_weights(weights)
@@ -112,22 +119,22 @@ class Predictor:
     def device(self):
         return self.backend.device
 
-    def look(
+    def detect(
         self,
         rgb: np.ndarray,  # H × W × 3, uint8
         most: int = None,  # crops at most; None: `max_faces`
-    ) -> list:  # `Looks`: of (network input, box or None, quality issue or '')
+    ) -> list:  # `Crops`: of (network input, box or None, quality issue or '')
         "The crops of a picture: every face, or the centre."
         return detect_crops(rgb, self.preprocess, self.finder, most or self.max_faces)
 
-    def judge(self, looks: list) -> Prediction:  # for each picture what `look` gives
+    def predict(self, crops: list) -> Prediction:  # for each picture what `detect` gives
         "Predict the crops of some pictures."
-        x = np.stack([crop[0] for picture in looks for crop in picture])
+        x = np.stack([crop[0] for picture in crops for crop in picture])
         logit, features, cam = self.backend(np.concatenate([VIEWS[v](x) for v in self.views]))
         view_logits = self.sign * logit.reshape(len(self.views), len(x)).T
         if cam is not None:
             cam = self.sign * mean_map(cam, self.views)
-        return make_prediction(looks, view_logits, features[: len(x)], cam, self.settings)
+        return make_prediction(crops, view_logits, features[: len(x)], cam, self.settings)
 
     def __call__(
         self,
@@ -136,33 +143,33 @@ class Predictor:
         "Predict a few pictures at once; an `ImageError` if one can't be read."
         if isinstance(images, (str, Path, bytes, np.ndarray, Image.Image)):
             images = [images]
-        return self.judge([self.look(as_pixels(i)) for i in images])
+        return self.predict([self.detect(as_pixels(i)) for i in images])
 
 # %% ../nbs/04_tta_inference.ipynb #p04-steps
 def _error_row(file: Path, e: Exception) -> dict:
     "What was wrong with a file, in a sentence."
-    said = f'{printable(file.name)}: {getattr(e, "strerror", None) or type(e).__name__}.'
+    sentence = f'{printable(file.name)}: {getattr(e, "strerror", None) or type(e).__name__}.'
     if isinstance(e, ImageError):
-        said = str(e)
+        sentence = str(e)
     elif file.is_symlink() and not file.exists():
-        said = f'{printable(file.name)}: a link that leads nowhere.'
-    return dict(file=printable(file.name), error=said)
+        sentence = f'{printable(file.name)}: a link that leads nowhere.'
+    return dict(file=printable(file.name), error=sentence)
 
 
 def _predict_batch(predictor, slots, files) -> tuple:  # rows, errors
     "Read, detect and predict a few files, in one of the `slots` (a semaphore)."
-    looks = {}
+    crops = {}
     errors = []
     for file in files:
         try:
-            looks[file] = predictor.look(read_rgb(file))
+            crops[file] = predictor.detect(read_rgb(file))
         except (ImageError, OSError, MemoryError) as e:
             errors.append(_error_row(file, e))
-    if not looks:
+    if not crops:
         return [], errors
     with slots:
-        prediction = predictor.judge(list(looks.values()))
-    rows = picture_rows(list(looks), prediction)
+        prediction = predictor.predict(list(crops.values()))
+    rows = picture_rows(list(crops), prediction)
     for row in rows:  # what the file says of itself never changes a verdict
         with suppress(OSError):
             row['evidence'] = brief(evidence(Path(row['path']).read_bytes()))
@@ -193,11 +200,11 @@ def _in_order(
 
 # %% ../nbs/04_tta_inference.ipynb #p04-predictfiles
 def predict_files(
-    predictor,  # a `Predictor`
-    files,  # paths
+    predictor: Predictor,
+    files: list,  # paths
     bs: int = None,  # images a batch; None: 8 on a CPU, 64 on a GPU
     progress: bool = False,
-    root=None,  # see `file_indices`
+    root: str | Path | None = None,  # see `file_indices`
     known: dict = None,  # path -> row of pictures that were predicted earlier
     keep=None,  # called with the rows of each batch as they come
 ) -> tuple:  # rows (a dict an image, see `picture_rows`), errors (dicts of file and error)
@@ -239,9 +246,9 @@ def _indexed(rows: dict, files: list, root) -> list:
 
 # %% ../nbs/04_tta_inference.ipynb #p04-predictfolder
 def predict_folder(
-    predictor,  # a `Predictor`
-    folder,
-    out,  # the folder for the results, see `write_predictions`
+    predictor: Predictor,
+    folder: str | Path,
+    out: str | Path,  # the folder for the results, see `write_predictions`
     bs: int = None,  # see `predict_files`
     progress: bool = False,
     recursive: bool = False,  # its sub folders too
@@ -271,10 +278,10 @@ def _view_logits(predictor, files) -> dict:  # view -> N logits
 
 
 def compare_views(
-    predictor,  # its own views don't matter
-    files,  # N paths
+    predictor: Predictor,  # its own views don't matter
+    files: list,  # N paths
     is_fake,  # N, in the world's sense
-    sets=('single', 'flip', 'rot90', 'rot180', 'vflip', 'transpose', 'seed', 'turns'),
+    sets=('single', 'flip', 'rot90', 'rot180', 'vflip', 'transpose', 'original', 'turns'),
     rounds: int = 2000,  # of the bootstrap
 ) -> list:  # of dicts: views, n, accuracy, AUROC, gain in accuracy; each with its 95 % interval
     "Accuracy (Wilson), AUROC (DeLong) and paired gain (bootstrap over images) of sets of views."

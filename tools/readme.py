@@ -4,35 +4,29 @@ The weights file keeps what it was measured to be worth, and README must not say
 nbs/checks/house_rules.ipynb compares the two.
 """
 
-import json
 import re
 
-from safetensors import safe_open
-
 from checksums import ROOT, short
+from face_future.model_config import read_settings
 
 BLOCK = re.compile(r'(<!-- results: .*? -->\n).*?(<!-- end of results -->)', re.S)
-NAMES = {
-    'dfdc': 'DFDC face swaps | DFDC, frames of videos',
+NAMES = {  # of the fakes; what a pair has besides is in the sentence above the table
+    'dfdc': 'DFDC face swaps, frames of videos',
     'stylegan': 'StyleGAN faces',
     'stylegan2': 'StyleGAN2 faces',
     'stylegan2-edit': 'StyleGAN2 faces, edited',
     'gan-inversion': 'people inverted into StyleGAN2',
     'flux-sdxl-dalle3': 'FLUX, SDXL, DALL-E 3 portraits',
     'flux-schnell': 'FLUX.1 schnell portraits',
-    'flux-lora': 'FLUX with a LoRA of one person | the same people',
+    'flux-lora': 'FLUX with a LoRA of one person',
     'sd-portrait-lora': 'Stable Diffusion studio portraits',
     'gpt-gemini': 'GPT-image and Gemini',
-    'inswapper': 'inswapper swaps on FFHQ | FFHQ',
-    'photographs': 'eleven sources',
+    'inswapper': 'inswapper swaps on FFHQ',
     'stable-diffusion-2.1': 'Stable Diffusion 2.1 portraits',
-    'ffhq': 'FFHQ',
-    'lfw': 'LFW',
-    'all-age-faces': 'All-Age-Faces',
-    'pooled': '**all together** | all together',
+    'pooled': '**all together**',
 }
-COLUMNS = ['fakes', 'against photographs of', 'images', 'AUROC (95 % interval)']
-COLUMNS += ['fakes called fake', 'photographs called fake']
+COLUMNS = ['fakes', 'images', 'AUROC (95 % interval)', 'called fake, %']
+COLUMNS += ['photographs called fake, %']
 
 
 def figures(settings):
@@ -42,9 +36,9 @@ def figures(settings):
 
 
 def pair_name(pair):
-    "The names of the fakes and of the photographs, as two cells of a table."
-    names = [NAMES.get(part, part) for part in pair.split(', ')]
-    return ' | '.join(names)
+    "The name of the fakes of a pair, for people."
+    fakes = pair.split(', ')[0]
+    return NAMES.get(fakes, fakes)
 
 
 def percent(share, digits):
@@ -57,9 +51,9 @@ def row(pair, found):
     cells = [
         pair_name(pair),
         f'{auroc["n_fake"] + auroc["n_real"]:,}',
-        f'**{auroc["value"]:.3f}** ({auroc["lo"]:.3f} to {auroc["hi"]:.3f})',
-        percent(found['recall']['value'], 0),
-        percent(found['false_alarms']['value'], 1),
+        f'**{auroc["value"]:.3f}** ({auroc["lo"]:.3f}–{auroc["hi"]:.3f})',
+        f'{100 * found["recall"]["value"]:.0f}',
+        f'{100 * found["false_alarms"]["value"]:.1f}',
     ]
     return f'| {" | ".join(cells)} |'
 
@@ -86,15 +80,15 @@ def table(settings):
 
 def note(settings):
     "Which weights, and how they decide, in a sentence each."
-    promise = settings['promise']
-    mean = promise.get('miss_over') == 'mean'
+    guarantee = settings['guarantee']
+    mean = guarantee.get('miss_over') == 'mean'
     over = ', on average over their sources' if mean else ''
     return (
-        f'Weights `faces {settings["checksum"]}`. They say `fake` from a `p_fake` of '
-        f'{settings["threshold"]:.3f}, chosen so that at most {percent(promise["max_fpr"], 0)} of '
-        f'photographs like these are called fake, in every source, and `real` below '
-        f'{settings["real_below"]:.3f}, so that at most {percent(promise["max_miss"], 0)} of such '
-        f'fakes are called real{over}. In between they say `unsure`.'
+        f'Weights `faces {settings["checksum"]}`: `fake` from a `p_fake` of '
+        f'{settings["threshold"]:.3f}, so that at most {percent(guarantee["max_fpr"], 0)} of '
+        'photographs like these are called fake, in every source; `real` below '
+        f'{settings["lower_threshold"]:.3f}, so that at most {percent(guarantee["max_miss"], 0)} '
+        f'of such fakes are called real{over}; `unsure` in between.'
     )
 
 
@@ -108,9 +102,7 @@ def with_results(readme, settings):
 def packaged_settings():
     "What the packaged weights for faces say of themselves, with their short checksum."
     file = ROOT / 'face_future' / 'weights' / 'faces.safetensors'
-    with safe_open(file, framework='numpy') as weights:
-        settings = json.loads(weights.metadata()['face_future'])
-    return settings | {'checksum': short(file)}
+    return read_settings(file) | {'checksum': short(file)}
 
 
 if __name__ == '__main__':
