@@ -108,6 +108,8 @@ class ModelName(BaseModel):
 
     name: str
     sha256: str
+    graph_sha256: str = Field('', description='Of the exported graph, where one runs.')
+    backend: str = Field('', description='What runs the network, as in `onnx`.')
 
 
 class Timing(Named):
