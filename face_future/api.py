@@ -16,14 +16,15 @@ from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from . import __version__
-from .admission import Timed, admission
+from .admission import RATE_HEADERS, Timed, admission
+from .bodies import described, read_pictures
 from face_future.connections import (
     Protocol,  # noqa: F401  (the server is told to look for it here)
     calm_loop,
     more_descriptors,
 )
 from .errors import add_errors, errors, finish
-from .guard import Guard, Problem, read_uploads
+from .guard import Guard, Problem
 from .headers import UPLOADS
 from .pages import add_docs, add_page
 from .renamed import ANSWERS, SETTINGS, with_old_names
@@ -54,11 +55,8 @@ _PICTURE = dict(
 
 
 def form(field: str, many: bool) -> dict:
-    "The OpenAPI description of an upload form; the form itself is read by `read_uploads`."
-    what = dict(type='array', items=_PICTURE, minItems=1) if many else _PICTURE
-    schema = dict(type='object', properties={field: what}, required=[field])
-    content = {'multipart/form-data': dict(schema=schema)}
-    return dict(requestBody=dict(required=True, content=content))
+    "The OpenAPI description of an upload form; the form itself is read by `read_pictures`."
+    return described(field, _PICTURE, many)
 
 # %% ../nbs/06_api.ipynb #a06-predict
 @predicting.post(
@@ -69,10 +67,10 @@ def form(field: str, many: bool) -> dict:
     summary='Predict a picture',
 )
 async def predict(request: Request, explain: bool = Explain):
-    "A verdict on each face in one picture, sent as the form's `file`."
+    "A verdict on each face in one picture, sent as the form's `file`, or in JSON as base64."
     service = service_of(request)
     service.slots.check()
-    [(_, data)] = await read_uploads(request, 'file', 1)
+    [(_, data)] = await read_pictures(request, 'file', 1)
     with service.slots():
         work = service.answer(data, explain, request.state.request_id)
         return await finish(request, work, service.settings.timeout)
@@ -90,7 +88,7 @@ async def predict_batch(request: Request, explain: bool = Explain):
     service = service_of(request)
     rid = request.state.request_id
     service.slots.check()
-    uploads = await read_uploads(request, 'files', service.settings.max_files)
+    uploads = await read_pictures(request, 'files', service.settings.max_files)
     with service.slots(len(uploads)):
         work = service.answers(uploads, explain, rid)
         results = await finish(request, work, service.settings.timeout)
@@ -180,7 +178,9 @@ def add_endpoints(app: FastAPI, settings: Settings):
     admit = admission(settings)
     refusals = [401] * bool(settings.api_keys) + [429] * bool(settings.rate)
     dependencies = [Depends(admit)] if admit else []
-    app.include_router(predicting, dependencies=dependencies, responses=errors(*refusals))
+    known = dict(dependencies=dependencies, responses=errors(*refusals))
+    app.include_router(predicting, prefix='/v1', **known)
+    app.include_router(predicting, include_in_schema=False, **known)  # the paths before /v1
     app.include_router(facts)
 
 
@@ -202,7 +202,7 @@ def add_middleware(app: FastAPI, settings: Settings):
             allow_origins=origins,
             allow_methods=['GET', 'POST'],
             allow_headers=['X-API-Key', 'X-Request-ID'],
-            expose_headers=['X-Request-ID', 'Retry-After'],
+            expose_headers=['X-Request-ID', 'Retry-After', *RATE_HEADERS],
         )
 
 # %% ../nbs/06_api.ipynb #a06-makeapp
@@ -225,6 +225,7 @@ def make_app(
         description=ABOUT,
         docs_url=None,
         redoc_url=None,
+        servers=[dict(url='/', description='This service.')],
         license_info=dict(name='Apache-2.0'),
         generate_unique_id_function=lambda route: route.name,
     )

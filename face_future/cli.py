@@ -7,5 +7,5 @@ __all__ = []
 
 # %% ../nbs/09_cli.ipynb #c10-imports
 # Importing them registers their commands with `app`.
-from . import cli_measure, cli_predict, cli_train
+from . import cli_evidence, cli_measure, cli_predict, cli_train
 from .cli_base import app

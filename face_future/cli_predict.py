@@ -329,8 +329,10 @@ def share_machine(workers: int):
 # %% ../nbs/parts/cli_predict.ipynb #c10-prepare
 def prepare_serving(given: dict, workers: int):
     "Put settings where worker processes find them; an error if they or the weights are wrong."
+    from face_future.credentials import trust_list
     from face_future.model_config import find_weights, read_settings
 
+    trust_list()  # a mistake in it is said now
     os.environ |= {f'FACE_FUTURE_{k.upper()}': str(v) for k, v in given.items()}
     # PyTorch's threads must not spin while others decode.
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')

@@ -179,7 +179,7 @@ class Decoders:
             await self.budget.take(need)
             fields, crops = await self._ask(data, need, partial(self.budget.give, need))
         boxes = [box and tuple(box) for box in fields['boxes']]
-        known = {k: fields[k] for k in ('image', 'faces_left_out')}
+        known = {k: fields[k] for k in ('image', 'faces_left_out', 'evidence', 'headline')}
         return known, [*zip(crops, boxes, fields['issues'])]
 
     async def _ask(self, data, memory, afterwards=None):

@@ -1,48 +1,43 @@
 // One card for each picture; nothing leaves this page but the picture itself, and only to this service.
 'use strict';
 const $ = (q, at = document) => at.querySelector(q);
-const make = id => $('#' + id).content.firstElementChild.cloneNode(true);
-const percent = p => p >= 0.9995 ? 'over 99.9 %' : p > 0 && p < 0.0005 ? 'under 0.1 %' : `${(100 * p).toFixed(p > 0.99 || p < 0.01 ? 1 : 0)} %`;
-const ATONCE = 2, TRIES = 4;
-
-const WORDS = { fake: 'Signs of a fake', real: 'No clear sign of a fake', unsure: 'Can’t tell' };
-const words = said => said.verdict === 'real' && said.p_fake >= 0.5 ? 'Some signs, too few to call it a fake' : WORDS[said.verdict];
-const REASONS = {
-  no_face: 'No face was found.', face_too_small: 'The face is too small to judge.', face_cut: 'The face is cut off by the edge of the picture.',
-  too_dark: 'The face is too dark to judge.', too_blurred: 'The face is too blurred to judge.', too_compressed: 'The picture is too strongly compressed to judge.',
-  faces_left_out: 'No sign of a fake in the faces that were judged, but not all faces were.',
-  close_call: 'Too close to call: some signs, neither few enough to call it real nor enough to call it a fake.', views_disagree: 'The face and its mirror image get opposite verdicts.',
-};
-const MEANS = {
-  fake: 'This does not prove a fake. Filters, retouching and strong compression can leave similar traces in an honest photograph. Ask where the picture comes from.',
-  real: 'This does not prove a photograph. Fakes of a kind that the network has not learnt pass unnoticed. Ask where the picture comes from.',
-  unsure: 'This says nothing either way. A larger, sharper picture of the face may help.',
-};
-const reason = code => REASONS[code] || `Reason: ${code.replaceAll('_', ' ')}.`;
+const make = id => { const made = $('#' + id).content.firstElementChild.cloneNode(true); translate(made); return made; };
+const style = new Intl.NumberFormat(LANGUAGE, { style: 'percent', maximumFractionDigits: 0 }), fine = new Intl.NumberFormat(LANGUAGE, { style: 'percent', minimumFractionDigits: 1, maximumFractionDigits: 1 });
+const format = (p, f) => LANGUAGE === 'en' ? f.format(p).replace('%', ' %') : f.format(p);
+const percent = p => p >= 0.9995 ? `${t('over')} ${format(0.999, fine)}` : p > 0 && p < 0.0005 ? `${t('under')} ${format(0.001, fine)}` : format(p, p > 0.99 || p < 0.01 ? fine : style);
+const ATONCE = 2, TRIES = 4, MANY = 6;
+const lower = a => a.lower_threshold;
+const words = said => said.verdict === 'real' && said.p_fake >= 0.5 ? t('some') : t(said.verdict);
+const REASONS = ['no_face', 'face_too_small', 'face_cut', 'too_dark', 'too_blurred', 'too_compressed', 'faces_left_out', 'close_call', 'views_disagree'];
+const reason = code => REASONS.includes(code) ? t(code) : t('reason', { x: code.replaceAll('_', ' ') });
+function translate(at) { for (const e of at.querySelectorAll('[data-t]')) e.textContent = t(e.dataset.t); }
 const say = text => { $('#status').textContent = text; };
 
 const visit = []; // {card, file, url, answer}
-let waiting = [], running = 0, key = '', limits = null;
+let waiting = [], running = 0, key = '', limits = null, model = null;
 
 function add(files) {
   const pictures = [...files];
+  $('#dropped').hidden = true;
   if (!pictures.length) return;
-  $('#visit').hidden = false;
+  $('#visit').hidden = false; document.body.classList.add('busy');
   const older = $('#cards').firstChild; // a new selection comes first, in its own order
   for (const file of pictures) {
     const item = { file, card: make('card'), url: URL.createObjectURL(file), tries: 0 };
     const image = $('img', item.card), title = $('.name', item.card);
-    title.textContent = file.name || 'Pasted picture'; title.title = title.textContent; title.id = `name-${visit.length}-${Date.now()}`;
+    title.textContent = file.name || t('pasted'); title.title = title.textContent; title.id = `name-${visit.length}-${Date.now()}`;
     item.card.setAttribute('aria-labelledby', title.id);
-    image.alt = `Your picture ${title.textContent}`;
+    image.alt = t('your', { name: title.textContent });
     image.addEventListener('error', () => $('.frame', item.card).classList.add('blank')); // a format that this browser can't show
     image.addEventListener('load', () => $('.frame', item.card).classList.toggle('tall', image.naturalHeight > image.naturalWidth));
     image.src = item.url;
     $('.again', item.card).addEventListener('click', () => { item.tries = 0; enqueue(item); item.card.focus(); });
+    const more = $('.more', item.card);
+    more.addEventListener('click', () => { const open = item.card.classList.toggle('open'); more.textContent = t(open ? 'less' : 'more'); more.setAttribute('aria-expanded', open); });
     $('#cards').insertBefore(item.card, older);
     visit.push(item); enqueue(item);
   }
-  say(pictures.length === 1 ? `Judging ${pictures[0].name || 'the pasted picture'}` : `Judging ${pictures.length} pictures`);
+  say(pictures.length === 1 ? t('judging', { name: pictures[0].name || t('pasted') }) : t('judging_n', { n: pictures.length }));
   tally();
 }
 
@@ -53,47 +48,47 @@ function step(item, text, share) {
   if (share === undefined) bar.removeAttribute('value'); else bar.value = share;
 }
 
-function enqueue(item) { item.failed = false; step(item, 'Waiting', 0); waiting.push(item); next(); }
+function enqueue(item) { item.failed = false; step(item, t('waiting'), 0); waiting.push(item); next(); }
 function next() { while (running < ATONCE && waiting.length) { running++; send(waiting.shift()); } }
 function done(item) { running--; tally(); next(); }
 
 function send(item) {
   if (item.gone) return done(item);
-  if (limits && item.file.size > limits.max_body_mb * 1e6) { fail(item, `The file is larger than ${limits.max_body_mb} MB; make it smaller.`); return done(item); }
+  if (limits && item.file.size > limits.max_body_mb * 1e6) { fail(item, t('too_big', { mb: limits.max_body_mb })); return done(item); }
   const form = new FormData(), request = item.request = new XMLHttpRequest();
   form.append('file', item.file, item.file.name || 'pasted.png');
   request.open('POST', 'predict?explain=true');
   if (key) request.setRequestHeader('X-API-Key', key);
-  request.upload.onprogress = e => e.lengthComputable && step(item, e.loaded < e.total ? `Sending, ${Math.round(100 * e.loaded / e.total)} %` : 'Looking at it', e.loaded < e.total ? e.loaded / e.total : undefined);
+  request.upload.onprogress = e => e.lengthComputable && step(item, e.loaded < e.total ? t('sending', { n: Math.round(100 * e.loaded / e.total) }) : t('looking'), e.loaded < e.total ? e.loaded / e.total : undefined);
   request.onload = () => {
     let body = null;
     try { body = JSON.parse(request.responseText); } catch { /* not ours */ }
     if (request.status === 200 && body) succeed(item, body);
     else if (request.status === 401) askKey(item);
     else if ((request.status === 503 || request.status === 429) && ++item.tries < TRIES) return later(item, request);
-    else fail(item, body?.error?.message || `The service answered ${request.status}.`, request.status === 503 || request.status === 429 || request.status >= 500);
+    else fail(item, body?.error?.message || t('answered', { n: request.status }), request.status === 503 || request.status === 429 || request.status >= 500);
     done(item);
   };
-  request.onerror = () => { fail(item, 'The service can’t be reached. Check the connection, and try again.', true); done(item); };
+  request.onerror = () => { fail(item, t('unreachable'), true); done(item); };
   request.onabort = () => done(item);
   request.send(form);
 }
 
 function later(item, request) {
   const seconds = Math.min(30, Math.max(1, Number(request.getResponseHeader('Retry-After')) || 1));
-  step(item, `The service is busy; trying again in ${seconds} s`);
+  step(item, t('busy', { n: seconds }));
   setTimeout(() => { running--; if (!item.gone) { waiting.push(item); } next(); }, 1000 * seconds);
 }
 
 function askKey(item) {
-  fail(item, key ? 'That key was not accepted.' : 'This service asks for a key; enter it above.', true);
+  fail(item, t(key ? 'key_no' : 'key_ask'), true);
   $('#keyform').hidden = false; $('#key').focus();
 }
 
 function fail(item, message, again = false) {
   show(item, 'failed'); item.failed = true; item.answer = null; item.card.classList.add('none');
   $('.failed .why', item.card).textContent = message; $('.again', item.card).hidden = !again;
-  say(`${$('.name', item.card).textContent}: no verdict. ${message}`);
+  say(t('no_verdict', { name: $('.name', item.card).textContent, why: message }));
 }
 
 function place(mark, image, left, top, width, height) {
@@ -102,16 +97,18 @@ function place(mark, image, left, top, width, height) {
 }
 
 function gauge(said, answer, title, number) {
-  const threshold = answer.threshold;
+  const threshold = answer.threshold, low = lower(answer), said_lines = { p: percent(said.p_fake), low: percent(low), high: percent(threshold) };
   const face = make('face'), meter = $('.gauge', face), who = $('.who', face);
   face.classList.add(said.verdict);
   if (number) { const b = document.createElement('b'); b.textContent = number; who.append(b, words(said)); } else who.remove();
-  $('.fill', face).style.width = `${100 * said.p_fake}%`; $('.line', face).style.left = `${100 * threshold}%`;
+  $('.fill', face).style.width = `${100 * said.p_fake}%`; $('.high', face).style.left = `${100 * threshold}%`; $('.low', face).style.left = `${100 * low}%`;
+  Object.assign($('.band', face).style, { left: `${100 * low}%`, width: `${100 * (threshold - low)}%` });
   meter.setAttribute('aria-valuenow', (100 * said.p_fake).toFixed(1));
-  meter.setAttribute('aria-valuetext', `${percent(said.p_fake)}, the line is at ${percent(threshold)}`);
+  meter.setAttribute('aria-valuetext', t('lines', said_lines));
   meter.setAttribute('aria-label', title);
-  $('.number', face).textContent = said.verdict === 'unsure' ? `${number ? said.unsure_reasons.map(reason).join(' ') + ' ' : ''}${said.unsure_reasons.includes('close_call') ? `Probability of a fake: ${percent(said.p_fake)}. Below ${percent(answer.lower_threshold)} there is no clear sign of one; from ${percent(threshold)} on it is called one.` : `The number, ${percent(said.p_fake)}, is not to be relied on here.`}`
-    : `Probability of a fake: ${percent(said.p_fake)}. It is called a fake from ${percent(threshold)} on.`;
+  const why = number ? said.unsure_reasons.map(reason) : [];
+  const told = said.verdict !== 'unsure' ? [t('number', said_lines), t('called', said_lines)] : said.unsure_reasons.includes('close_call') ? [...why, t('number', said_lines), t('band', said_lines)] : [...why, t('not_relied', said_lines)];
+  $('.number', face).textContent = told.join(' ');
   return face;
 }
 
@@ -120,29 +117,38 @@ function succeed(item, a) {
   item.answer = a; item.failed = false; show(item, 'result'); card.classList.remove('none');
   card.classList.remove('real', 'fake', 'unsure'); card.classList.add(a.verdict);
   const count = v => a.faces.filter(f => f.verdict === v).length, all = a.faces.length, fakes = count('fake'), unsure = count('unsure');
-  $('.result .verdict', card).textContent = several && fakes ? `Signs of a fake in ${fakes} of ${all} faces` : several && a.verdict === 'unsure' && unsure < all ? `Can’t tell for ${unsure} of ${all} faces` : words(a);
+  $('.result .verdict', card).textContent = several && fakes ? t('fakes_of', { n: fakes, all }) : several && a.verdict === 'unsure' && unsure < all ? t('unsure_of', { n: unsure, all }) : words(a);
+  const second = $('.second', card), verdict = $('.result .verdict', card);
+  const mark = a.evidence?.find(f => f.says === 'generated');
+  second.hidden = !mark;
+  if (mark && !a.headline) second.textContent = `${t('evidence')}: ${t('generated')}, ${mark.who || mark.value} (${t(mark.signed)})`;
+  if (a.headline) { second.textContent = t('detector', { x: verdict.textContent }); const f = a.evidence.find(f => f.says === 'generated' && (f.signed === 'valid' || f.signed === 'trusted')); verdict.textContent = t('headline', { who: f.who }) + (f.signed === 'valid' ? ` (${t('valid')})` : ''); card.classList.remove(a.verdict); card.classList.add('fake'); }
   const why = a.verdict === 'unsure' && !several ? a.unsure_reasons.map(reason) : []; // of several, each says its own
-  if (several && unsure && a.verdict !== 'unsure') why.push(`It can’t tell for ${unsure} of ${all} faces.`);
-  if (a.faces_left_out) why.push(`Only the ${a.faces.length} largest faces were judged; ${a.faces_left_out} ${a.faces_left_out === 1 ? 'was' : 'were'} not.`);
+  if (several && unsure && a.verdict !== 'unsure') why.push(t('it_cant', { n: unsure, all }));
+  if (a.faces_left_out) why.push(t(a.faces_left_out === 1 ? 'left_out_1' : 'left_out', { n: a.faces.length, more: a.faces_left_out }));
   $('.result .why', card).textContent = why.join(' ');
   marks.replaceChildren(); list.replaceChildren();
   for (const [i, f] of a.faces.entries()) {
-    const box = document.createElement('span'), row = gauge(f, a, several ? `Face ${i + 1}, probability of a fake` : 'Probability of a fake', several ? i + 1 : 0);
+    const box = document.createElement('button'), row = gauge(f, a, several ? t('face_n', { n: i + 1 }) : t('p_fake'), several ? i + 1 : 0);
+    box.type = 'button'; box.tabIndex = -1; box.title = t('magnify'); box.onclick = () => magnify(item, f.box);
     box.className = `box ${f.verdict}`;
     if (several) { const b = document.createElement('b'); b.textContent = i + 1; box.append(b); }
     place(box, a.image, f.box.left, f.box.top, f.box.width, f.box.height);
     heat(marks, f.heatmap, a.image); marks.append(box); list.append(row);
     if (several) { row.onpointerenter = () => box.classList.add('lit'); row.onpointerleave = () => box.classList.remove('lit'); }
   }
-  if (!a.faces.length && a.verdict !== 'unsure') list.append(gauge(a, a, 'Probability of a fake', 0));
+  if (!a.faces.length && a.verdict !== 'unsure') list.append(gauge(a, a, t('p_fake'), 0));
   heat(marks, a.heatmap, a.image);
   const shown = $('.heat', card), legend = $('.legend', card);
   $('.switch', card).hidden = !$('.overlay', card);
+  const glass = $('.magnify', card), likeliest = a.faces.reduce((x, f) => !x || f.p_fake > x.p_fake ? f : x, null);
+  glass.hidden = !likeliest; glass.onclick = () => magnify(item, likeliest.box);
   shown.onchange = () => { card.classList.toggle('hot', shown.checked); legend.hidden = !shown.checked; };
-  $('.means', card).textContent = MEANS[a.verdict];
+  $('.means', card).textContent = t(`means_${a.verdict}`);
+  rates(card); findings(card, a.evidence || []);
   json(card, a);
   upright(item, a.image.orientation).catch(() => {}); // sideways is better than not at all
-  say(`${$('.name', card).textContent}: ${$('.result .verdict', card).textContent}. ${[...why, ...(a.verdict === 'unsure' ? [] : [`Probability of a fake ${percent(a.p_fake)}.`])].join(' ')}`);
+  say(`${$('.name', card).textContent}: ${$('.result .verdict', card).textContent}. ${[...why, ...(a.verdict === 'unsure' ? [] : [t('number', { p: percent(a.p_fake) })])].join(' ')}`);
 }
 
 // A picture two wide and one high that says it is to be turned: some browsers do that for some formats only.
@@ -179,48 +185,132 @@ function heat(marks, map, image) {
 
 function json(card, answer) {
   const text = JSON.stringify(answer, (k, v) => k === 'png' ? v.slice(0, 30) + '…' : v, 1), button = $('.copy', card);
-  $('pre', card).textContent = text; $('pre', card).setAttribute('aria-label', 'The answer as JSON');
+  $('pre', card).textContent = text; $('pre', card).setAttribute('aria-label', t('json_label'));
   button.onclick = async () => {
-    try { await navigator.clipboard.writeText(text); button.textContent = 'Copied'; }
-    catch { getSelection().selectAllChildren($('pre', card)); button.textContent = 'Selected'; } // no clipboard without https
-    say(button.textContent); setTimeout(() => { button.textContent = 'Copy'; }, 1500);
+    try { await navigator.clipboard.writeText(text); button.textContent = t('copied'); }
+    catch { getSelection().selectAllChildren($('pre', card)); button.textContent = t('selected'); } // no clipboard without https
+    say(button.textContent); setTimeout(() => { button.textContent = t('copy'); }, 1500);
   };
 }
 
 function tally() {
-  const count = v => visit.filter(i => i.answer?.verdict === v).length, parts = [`${visit.length} picture${visit.length === 1 ? '' : 's'}`];
-  if (count('fake')) parts.push(`${count('fake')} with signs of a fake`);
-  if (count('unsure')) parts.push(`${count('unsure')} can’t tell`);
+  const count = v => visit.filter(i => i.answer?.verdict === v).length, parts = [t('pictures', { n: visit.length })];
+  if (count('fake')) parts.push(t('with_fake', { n: count('fake') }));
+  if (count('unsure')) parts.push(t('cant', { n: count('unsure') }));
   const failed = visit.filter(i => i.failed && !i.answer).length;
-  if (failed) parts.push(`${failed} without a verdict`);
-  $('#tally').textContent = parts.join(' · ');
+  if (failed) parts.push(t('without', { n: failed }));
+  $('#tally').textContent = parts.join(' · '); $('#cards').classList.toggle('many', visit.length > MANY);
 }
 
 function forget() {
   for (const item of visit) { item.gone = true; item.request?.abort(); URL.revokeObjectURL(item.url); item.card.remove(); }
-  visit.length = 0; waiting = []; $('#visit').hidden = true; $('#files').focus(); say('Forgotten');
+  visit.length = 0; waiting = []; $('#visit').hidden = true; document.body.classList.remove('busy'); $('#files').focus(); say(t('gone'));
+}
+
+function noFile() { $('#dropped').textContent = t('no_file'); $('#dropped').hidden = false; }
+
+// How often the weights err: of the figures that they carry, those over all held-out pictures.
+const figure = metric => model?.evaluation?.figures?.find(f => f.pair === 'pooled' && f.metric === metric);
+const range = f => `${percent(f.value)} (${percent(f.lo)}–${percent(f.hi)})`;
+function errs() {
+  const alarms = figure('false_alarms'), found = figure('recall'), n = new Intl.NumberFormat(LANGUAGE);
+  return alarms && found ? t('rates', { n_real: n.format(alarms.n_real), n_fake: n.format(found.n_fake), alarms: range(alarms), found: range(found) }) : '';
+}
+function rates(card) { const p = $('.rates', card); p.textContent = errs(); p.hidden = !p.textContent; }
+
+function findings(card, list) {
+  const told = list.filter(f => f.says !== 'neutral'), lines = (told.length ? list.slice(0, 12) : list.slice(0, 5)).map(f => {
+    const li = document.createElement('li'), b = document.createElement('b');
+    b.textContent = t(f.says); li.className = f.says; li.title = f.text;
+    li.append(b, `: ${[f.who, f.value === f.who ? '' : f.value].filter(Boolean).join(' – ').slice(0, 220)} (${f.where.replace('_', ' ')}, ${t(f.signed)})`);
+    return li;
+  });
+  $('.findings', card).replaceChildren(...lines);
+  $('.caveat', card).textContent = lines.length ? t('caveat') : `${t('nothing')} ${t('caveat')}`;
+}
+
+function magnify(item, box) {
+  const image = $('.frame > img', item.card), lens = $('#enlarged'), { width, height } = item.answer.image, scale = image.naturalWidth / width;
+  if (!image.naturalWidth) return;
+  const side = 1.4 * Math.max(box.width, box.height), x = Math.max(0, box.left + box.width / 2 - side / 2), y = Math.max(0, box.top + box.height / 2 - side / 2);
+  const w = Math.min(side, width - x), h = Math.min(side, height - y), times = Math.max(1, 640 / Math.max(w, h));
+  lens.width = w * times; lens.height = h * times; lens.setAttribute('aria-label', image.alt);
+  lens.getContext('2d').drawImage(image, x * scale, y * scale, w * scale, h * scale, 0, 0, lens.width, lens.height);
+  $('#lens').showModal();
+}
+
+function facts() {
+  const pair = (name, value) => { const dt = document.createElement('dt'), dd = document.createElement('dd'); dt.textContent = name; dd.textContent = value; return [dt, dd]; };
+  const m = model, rows = [[t('weights'), `${m.name} – ${m.arch || ''}`], ['SHA-256', m.sha256], [t('thresholds'), t('band', { low: percent(lower(m)), high: percent(m.threshold) })], [t('convention'), m.convention], ['', errs()], ...['about', 'limits', 'data', 'licence'].map(k => [t(k === 'limits' ? 'limits_title' : k), k === 'about' ? m.about : m.card?.[k]])];
+  $('#facts').replaceChildren(...rows.filter(r => r[1]).flatMap(r => pair(...r)));
+  $('#weights-card').showModal();
+}
+
+// What can be kept: everything is made here, in the browser, from the answers.
+function save(name, kind, text) {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text], { type: kind })); link.download = name; link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+const stamp = () => new Date().toISOString().slice(0, 19).replaceAll(':', '-');
+const nameOf = item => $('.name', item.card).textContent;
+const kept = () => visit.map(item => ({ file: nameOf(item), answer: item.answer && JSON.parse(JSON.stringify(item.answer, (k, v) => k === 'heatmap' ? undefined : v)), error: item.answer ? null : $('.failed .why', item.card).textContent }));
+
+function csv() {
+  const cell = v => { const s = String(v ?? ''); return `"${(/^[=+\-@\t\r]/.test(s) ? "'" : '') + s.replaceAll('"', '""')}"`; };
+  const rows = kept().map(({ file, answer: a, error }) => a ? [file, a.verdict, a.p_fake, a.unsure_reasons.join(' '), a.faces.length, lower(a), a.threshold, a.image.sha256, a.model.sha256, a.evidence.filter(f => f.says !== 'neutral').map(f => `${f.says}: ${f.who || f.value} (${f.signed})`).join('; '), ''] : [file, ...Array(9).fill(''), error]);
+  return [['file', 'verdict', 'p_fake', 'reasons', 'faces', 'lower_threshold', 'threshold', 'sha256', 'weights_sha256', 'evidence', 'error'], ...rows].map(r => r.map(cell).join(',')).join('\r\n');
+}
+
+const escaped = s => String(s ?? '').replace(/[&<>"']/g, c => `&#${c.charCodeAt(0)};`);
+function small(item) {
+  const image = $('.frame > img', item.card), canvas = document.createElement('canvas'), times = Math.min(1, 480 / Math.max(image.naturalWidth, image.naturalHeight));
+  if (!image.naturalWidth) return '';
+  canvas.width = image.naturalWidth * times; canvas.height = image.naturalHeight * times;
+  canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL('image/jpeg', 0.8);
+}
+
+function report() {
+  const line = (name, value) => value ? `<tr><th scope="row">${escaped(name)}</th><td>${escaped(value)}</td></tr>` : '';
+  const sections = visit.map(item => {
+    const a = item.answer, picture = small(item), text = q => $(q, item.card).textContent;
+    const table = a ? [line(t('p_fake'), percent(a.p_fake)), line(t('thresholds'), t('band', { low: percent(lower(a)), high: percent(a.threshold) })), line(t('size'), `${a.image.width} × ${a.image.height}, ${a.image.bytes} B`), line(t('checksum'), a.image.sha256), line(t('weights'), `${a.model.name}, ${a.model.sha256}`)].join('') : '';
+    const list = a?.evidence.map(f => `<li><b>${escaped(t(f.says))}</b>: ${escaped(f.text)} (${escaped(t(f.signed))})</li>`).join('') || `<li>${escaped(t('nothing'))}</li>`;
+    return `<section>${picture ? `<img src="${picture}" alt="">` : ''}<h2>${escaped(nameOf(item))}</h2><p class="v">${escaped(a ? text('.result .verdict') : t('none'))}</p><p>${escaped(a ? [`${text('.second')}.`, text('.result .why'), text('.means')].join(' ').replace(/^\. */, '') : text('.failed .why'))}</p><table>${table}</table>${a ? `<h3>${escaped(t('evidence'))}</h3><ul>${list}</ul>` : ''}</section>`;
+  });
+  const look = 'body{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}section{border-top:1px solid #bbb;padding:1rem 0;break-inside:avoid;overflow-wrap:anywhere}img{max-width:40%;max-height:14rem;float:right;margin:0 0 1rem 1rem}th{text-align:left;vertical-align:top;padding-right:1rem;font-weight:600;white-space:nowrap}.v{font-size:1.3rem;font-weight:650}section::after{content:"";display:block;clear:both}';
+  const title = t('report_title', { n: visit.length }), date = new Date().toLocaleString(LANGUAGE);
+  return `<!doctype html><html lang="${LANGUAGE}"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>${escaped(title)}</title><style>${look}</style><h1>${escaped(title)}</h1><p>${escaped(t('made', { date, version: model?.version || '' }))}</p><p><b>${escaped(t('warning'))}</b> ${escaped($('#card-limits').textContent)} ${escaped(errs())} ${escaped(t('caveat'))}</p>${sections.join('')}</html>`;
 }
 
 async function about() {
   const answer = await fetch('model', { headers: key ? { 'X-API-Key': key } : {} }).catch(() => null);
   if (!answer?.ok) return;
-  const m = await answer.json();
-  limits = m.limits; $('#limits').textContent = `, up to ${limits.max_body_mb}\u00a0MB`;
-  $('#weights').textContent = `Weights ${m.name}, sha256 ${m.sha256.slice(0, 12)}…, version ${m.version} · `;
-  if (m.card?.limits) $('#card-limits').textContent = m.card.limits.replace(/ *A verdict is a reason to look closer.*/, ''); // the page says so itself
+  const m = model = await answer.json();
+  limits = m.limits; $('#limits').textContent = t('up_to', { mb: limits.max_body_mb });
+  $('#weights').textContent = `${t('weights')} ${m.name}, sha256 ${m.sha256.slice(0, 12)}…, ${t('version')} ${m.version} · `;
+  for (const item of visit) rates(item.card);
+  if (m.card?.limits && LANGUAGE === 'en') $('#card-limits').textContent = m.card.limits.replace(/ *A verdict is a reason to look closer.*/, ''); // the page says so itself
 }
 
 $('#files').addEventListener('change', e => { add(e.target.files); e.target.value = ''; });
 $('#forget').addEventListener('click', forget);
+$('#report').addEventListener('click', () => save(`face_future ${stamp()}.html`, 'text/html', report()));
+$('#csv').addEventListener('click', () => save(`face_future ${stamp()}.csv`, 'text/csv', '\ufeff' + csv()));
+$('#alljson').addEventListener('click', () => save(`face_future ${stamp()}.json`, 'application/json', JSON.stringify(kept(), null, 1)));
+$('#about').addEventListener('click', e => { if (model) { e.preventDefault(); facts(); } });
+for (const b of document.querySelectorAll('.shut')) b.addEventListener('click', () => b.closest('dialog').close());
 $('#keyform').addEventListener('submit', e => {
   e.preventDefault(); key = $('#key').value; $('#keyform').hidden = true; about();
   for (const item of visit) if (item.failed && !item.answer) enqueue(item);
 });
-document.addEventListener('paste', e => { if (e.clipboardData?.files.length) { e.preventDefault(); add(e.clipboardData.files); } });
+document.addEventListener('paste', e => { if (e.target.matches?.('input[type=password]')) return; e.preventDefault(); const files = e.clipboardData?.files || []; add(files); if (!files.length) noFile(); });
 let depth = 0;
 const over = on => $('#drop').classList.toggle('over', on);
 document.addEventListener('dragenter', e => { e.preventDefault(); depth++; over(true); });
 document.addEventListener('dragleave', () => { if (--depth <= 0) { depth = 0; over(false); } });
 document.addEventListener('dragover', e => e.preventDefault());
-document.addEventListener('drop', e => { e.preventDefault(); depth = 0; over(false); add(e.dataTransfer?.files || []); });
+document.addEventListener('drop', e => { e.preventDefault(); depth = 0; over(false); const files = e.dataTransfer?.files || []; add(files); if (!files.length) noFile(); });
+document.documentElement.lang = LANGUAGE; document.title = t('title'); translate(document);
 about();

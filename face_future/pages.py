@@ -36,6 +36,7 @@ PAGE = {
     '/': ('page.html', 'text/html; charset=utf-8'),
     '/page.css': ('page.css', 'text/css; charset=utf-8'),
     '/page.js': ('page.js', 'text/javascript; charset=utf-8'),
+    '/page_texts.js': ('page_texts.js', 'text/javascript; charset=utf-8'),
 }
 
 

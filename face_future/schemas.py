@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXAMPLE', 'old_name_of', 'Named', 'Verdict', 'HeatMap', 'Box', 'FaceVerdict', 'ImageInfo', 'ModelName', 'Timing',
-           'Answer', 'ErrorInfo', 'Error', 'BatchItem', 'BatchAnswer', 'heat_png', 'compose']
+           'Evidence', 'Answer', 'ErrorInfo', 'Error', 'BatchItem', 'BatchAnswer', 'heat_png', 'compose']
 
 # %% ../nbs/parts/schemas.ipynb #d06-imports
 import base64
@@ -108,6 +108,8 @@ class ModelName(BaseModel):
 
     name: str
     sha256: str
+    graph_sha256: str = Field('', description='Of the exported graph, where one runs.')
+    backend: str = Field('', description='What runs the network, as in `onnx`.')
 
 
 class Timing(Named):
@@ -119,6 +121,24 @@ class Timing(Named):
     predict: float = Field(description='The network, for all that was predicted together.')
     total: float
     judge: float = old_name_of('predict')
+
+# %% ../nbs/parts/schemas.ipynb #d06-evidence
+class Evidence(BaseModel):
+    "One statement that the file makes about itself."
+
+    says: Literal['generated', 'edited', 'camera', 'neutral']
+    code: str = Field(
+        description='manifest, manifest_earlier, manifest_elsewhere, source_type, parameters, '
+        'software, camera, thumbnail, text or unreadable.'
+    )
+    where: str = Field(description='c2pa, xmp, exif, iptc, png_text or comment.')
+    who: str = Field(description='The signer, the tool or the camera, as the file names it.')
+    value: str = Field(description='What it says, at most 300 characters.')
+    signed: Literal['no', 'unchecked', 'broken', 'valid', 'trusted'] = Field(
+        description='trusted: by somebody on the list of trust; valid: it fits the file, but the '
+        'name is not proven; no: it can be forged or stripped by anybody.'
+    )
+    text: str = Field(description='For people, in English.')
 
 # %% ../nbs/parts/schemas.ipynb #d06-example
 EXAMPLE = dict(
@@ -140,6 +160,18 @@ EXAMPLE = dict(
     ],
     faces_left_out=0,
     heatmap=None,
+    headline='',
+    evidence=[
+        dict(
+            says='generated',
+            code='parameters',
+            where='png_text',
+            who='Midjourney',
+            value='a portrait --v 6.0 Job ID: …',
+            signed='no',
+            text='Parameters that Midjourney leaves in its pictures.',
+        )
+    ],
     image=dict(width=640, height=480, bytes=81234, sha256='9f86d081…'),
     model=dict(name='faces.safetensors', sha256='b4e3ea38…'),
     threshold=0.92,
@@ -161,6 +193,12 @@ class Answer(Verdict):
     )
     heatmap: Optional[HeatMap] = Field(
         None, description='With explain=true, where the whole picture was predicted.'
+    )
+    headline: str = Field(
+        '', description='What comes before any verdict: a signature that fits says generated.'
+    )
+    evidence: list[Evidence] = Field(
+        [], description='What the file says of itself; it never changes p_fake.'
     )
     image: ImageInfo
     model: ModelName

@@ -33,7 +33,7 @@ from .guard import Problem
 from .heatmaps import turning_point
 from .limits import Slots
 from .schemas import compose
-from .selftest import self_test
+from .selftest import checksums, self_test
 from .settings import Settings
 from .worker import detector_of
 
@@ -226,7 +226,8 @@ class Service:
         self.predict = BatchPredictor(predictor, settings, self.metrics)
         self.batcher = Batcher(self.predict, threads, settings.batch)
         self.decoders = decoders_for(predictor, settings, threads)
-        self.model = dict(name=predictor.settings['name'], sha256=predictor.settings['sha256'])
+        self.model = dict(name=predictor.settings['name'], **checksums(predictor))
+        self.model['backend'] = getattr(predictor.backend, 'name', '')
         self.tested = ''
 
     async def open(self):

@@ -142,7 +142,7 @@ class AccessSettings(BaseModel):
 
 # %% ../nbs/parts/settings.ipynb #t06-misspelt
 OTHERS = [  # variables of the command line
-    f'FACE_FUTURE_{k}' for k in ('HOST', 'PORT', 'WORKERS', 'CACHE', 'SHARED')
+    f'FACE_FUTURE_{k}' for k in ('HOST', 'PORT', 'WORKERS', 'CACHE', 'SHARED', 'TRUST')
 ]
 
 

@@ -85,7 +85,7 @@ def write_predictions(
     contents = [
         json.dumps(submission, indent=1),
         json.dumps(sure, indent=1),
-        _csv(table, ['index', 'file', *VERDICT_COLUMNS, 'faces', 'faces_left_out']),
+        _csv(table, ['index', 'file', *VERDICT_COLUMNS, 'faces', 'faces_left_out', 'evidence']),
         _csv(_face_rows(rows), ['index', 'file', *BOX, *VERDICT_COLUMNS]),
         _csv(errors, ['file', 'error']),
     ]
@@ -111,7 +111,7 @@ def journal_note(predictor) -> dict:
         threshold=settings['threshold'],
         lower_threshold=settings.get('lower_threshold'),
         max_faces=predictor.max_faces,
-        version=1,
+        version=2,
     )
 
 # %% ../nbs/parts/submission.ipynb #p04-journal

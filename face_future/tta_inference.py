@@ -10,7 +10,7 @@ __all__ = ['VIEWS', 'UNDO', 'VIEW_SETS', 'get_views', 'mean_map', 'Predictor', '
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .backends import cpu_threads, make_backend
 from .data import ImageError, read_rgb
+from .evidence import brief, evidence
 from .faces import FaceFinder
 from .files import check_writable, file_indices, printable
 from .model_config import complete, find_weights, read_settings
@@ -168,7 +169,11 @@ def _predict_batch(predictor, slots, files) -> tuple:  # rows, errors
         return [], errors
     with slots:
         prediction = predictor.predict(list(crops.values()))
-    return picture_rows(list(crops), prediction), errors
+    rows = picture_rows(list(crops), prediction)
+    for row in rows:  # what the file says of itself never changes a verdict
+        with suppress(OSError):
+            row['evidence'] = brief(evidence(Path(row['path']).read_bytes()))
+    return rows, errors
 
 # %% ../nbs/04_tta_inference.ipynb #p04-inorder
 def _in_order(
