@@ -21,13 +21,15 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from .files import printable
+from .pieces import is_slow, pieces_problem
 from .reading import split_notes, to_rgb, turn
 
 warnings.filterwarnings('ignore', module=r'PIL\.')  # odd metadata is no news: it is not used
 
 # %% ../nbs/01_data.ipynb #d01-error
 class ImageError(ValueError):
-    "An image that can't be used. `code`: `empty`, `not_an_image`, `truncated` or `too_large`."
+    """An image that can't be used. `code`: `empty`, `not_an_image`, `truncated`, `too_large`,
+    `too_many_scans` or `too_many_pieces`."""
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
@@ -68,6 +70,9 @@ def _open(data, name, max_pixels, formats=FORMATS):
     if w * h > max_pixels:
         limit = f'{w}×{h} is over the limit of {max_pixels:,} pixels'
         raise ImageError('too_large', f'{name}: {limit}; make it smaller or raise max_pixels.')
+    if is_slow(im, data):
+        said = f'a {im.format} of {w}×{h} pixels in this coding takes too long to read'
+        raise ImageError('too_large', f'{name}: {said}; save it as PNG.')
     return im
 
 # %% ../nbs/01_data.ipynb #d01-bytes
@@ -109,6 +114,9 @@ def read_rgb(
     if not data:
         raise ImageError('empty', f'{name}: the file is empty.')
     pixels, notes = split_notes(data)
+    if code := pieces_problem(pixels):
+        message = f'{name}: built of so many pieces that reading takes too long; save it anew.'
+        raise ImageError(code, message)
     im = _open(pixels, name, max_pixels, formats)
     try:
         return np.asarray(_decode(im, notes))
