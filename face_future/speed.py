@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['ORIGINAL', 'ORIGINAL_VIEWS', 'KINDS', 'predict_original', 'matmul', 'matmul_onnx', 'count_flops', 'case',
            'take_turns', 'limit_cases', 'at_once', 'backend_cases', 'network_cases', 'training_step', 'gpu_cases',
-           'original_cases', 'folder_cases', 'folder_shares', 'conv_work', 'layers', 'machine', 'keep_record',
-           'add_shares', 'run_bench']
+           'original_cases', 'folder_cases', 'large_cases', 'folder_shares', 'conv_work', 'layers', 'machine',
+           'keep_record', 'add_shares', 'run_bench']
 
 # %% ../nbs/parts/speed.ipynb #v08b-imports
 import copy
 import datetime
 import os
 import platform
+import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ from face_future.backends import (
 )
 from .data import Preprocess, read_rgb
 from .files import atomic_write
+from .large import phone_pictures
 from .model import load_weights
 from .model_config import find_weights
 from .tta_inference import VIEWS, Predictor, get_views, predict_files
@@ -335,6 +337,13 @@ def folder_cases(file: str | Path, files: list) -> list[dict]:
             cases.append(case(run, len(many), what=what, batch=8, streams=streams))
     return cases
 
+# %% ../nbs/parts/speed.ipynb #v18-large
+def large_cases(file, files, folder, width: int = 4000) -> list[dict]:
+    "As `folder_cases`, for large JPEGs that are made of some of the files, and put in `folder`."
+    large = phone_pictures(files[:6], folder, width)
+    cases = [c for c in folder_cases(file, large) if 'one view' not in c['what']]
+    return [c | dict(what=f'{c["what"]}, {width * width * 3 // 4 / 1e6:.0f} MP') for c in cases]
+
 # %% ../nbs/parts/speed.ipynb #v08b-folderfn
 def _batches(crops, n=8) -> list:
     return [crops[i : i + n] for i in range(0, len(crops), n)]
@@ -560,6 +569,7 @@ def run_bench(
     seconds: float = 1.0,  # for each case, each round
     compiled: bool = False,  # also PyTorch compiled; takes a minute or two to begin with
     out: str | Path | None = None,  # CSV to write; what goes with it lands beside it
+    width: int = 4000,  # longer side of the large pictures, pixels
 ) -> pd.DataFrame:  # as from `take_turns`, and gflop (an image), gflop_s, share of the limit
     "The benchmark: every case in turns; remembers the order of the backends, fastest first."
     facts = machine()
@@ -575,7 +585,9 @@ def run_bench(
         *original_cases(file, settings, model, files),
         *folder_cases(file, files),
     ]
-    table = add_shares(take_turns(cases, rounds, seconds))
+    with tempfile.TemporaryDirectory() as folder:
+        cases += large_cases(file, files, folder, width)
+        table = add_shares(take_turns(cases, rounds, seconds))
     fastest = table[table.what.isin(BACKENDS)].groupby('what').per_s.max()
     keep_order(fastest.sort_values(ascending=False).index)
     if out:
