@@ -88,7 +88,7 @@ async def predict_batch(request: Request, explain: bool = Explain):
     service = service_of(request)
     rid = request.state.request_id
     service.slots.check()
-    uploads = await read_pictures(request, 'files', service.settings.max_files)
+    uploads = await read_pictures(request, 'files', service.settings.max_files, many=True)
     with service.slots(len(uploads)):
         work = service.answers(uploads, explain, rid)
         results = await finish(request, work, service.settings.timeout)

@@ -31,13 +31,17 @@ def _picture(value) -> tuple:  # (name, bytes)
         raise _bad_json('A picture is not in base64') from None
 
 
-def pictures_in(body: bytes, field: str, most: int) -> list:  # of (name, bytes)
-    "The pictures in a JSON body: one in `field`, or a list of them."
+def pictures_in(body: bytes, field: str, most: int, many: bool) -> list:  # of (name, bytes)
+    "The pictures in a JSON body: the one in `field`, or with `many` the list of them."
     try:
         values = json.loads(body)[field]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _bad_json(f'The body is no JSON object with the field "{field}"') from None
-    values = values if isinstance(values, list) else [values]
+    if isinstance(values, list) != many:
+        raise _bad_json(f'The field "{field}" must be {"a list" if many else "one picture"}')
+    values = values if many else [values]
+    if not all(isinstance(v, str | dict) for v in values):
+        raise _bad_json('A picture is a string of base64, or an object of name and data')
     if len(values) > most:
         message = f'More than {most} file{"s" * (most > 1)} in one request; send fewer.'
         raise Problem(413, 'too_many_files', message)
@@ -50,10 +54,11 @@ async def read_pictures(
     request,  # Starlette's
     field: str,  # of the form, or of the JSON object
     most: int,  # files
+    many: bool = False,  # a list of them, in JSON
 ) -> list:  # of (name, bytes)
     "The pictures of a request, from a form or from JSON; a `Problem` where there are none."
     if request.headers.get('content-type', '').split(';')[0].strip().lower() == 'application/json':
-        return pictures_in(await request.body(), field, most)
+        return pictures_in(await request.body(), field, most, many)
     return await read_uploads(request, field, most)
 
 # %% ../nbs/parts/bodies.ipynb #bo-describe
@@ -62,6 +67,9 @@ def described(field: str, picture: dict, many: bool) -> dict:
     coded = dict(type='string', format='byte', description='The same, in base64.')
     content = {}
     for kind, one in (('multipart/form-data', picture), ('application/json', coded)):
+        if many and one is coded:
+            named = dict(name=dict(type='string'), data=coded)
+            one = dict(anyOf=[one, dict(type='object', properties=named, required=['data'])])
         what = dict(type='array', items=one, minItems=1) if many else one
         schema = dict(type='object', properties={field: what}, required=[field])
         content[kind] = dict(schema=schema)
