@@ -318,6 +318,7 @@ def choose(
     photos = held[~held.fake]
     if photo_sources is not None:
         photos = photos[photos.source.isin(photo_sources)]
+        out['guarantee']['photo_sources'] = sorted(set(photos.source))
     if unseen is not None:
         unseen = _rescaled(unseen, out)
         over = dict(fpr_over=fpr_over, miss_over=miss_over)

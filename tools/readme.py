@@ -7,6 +7,7 @@ nbs/checks/house_rules.ipynb compares the two.
 import re
 
 from checksums import ROOT, short
+from face_future.card import over_sources
 from face_future.model_config import read_settings
 
 BLOCK = re.compile(r'(<!-- results: .*? -->\n).*?(<!-- end of results -->)', re.S)
@@ -86,7 +87,7 @@ def note(settings):
     return (
         f'Weights `faces {settings["checksum"]}`: `fake` from a `p_fake` of '
         f'{settings["threshold"]:.3f}, so that at most {percent(guarantee["max_fpr"], 0)} of '
-        'photographs like these are called fake, in every source; `real` below '
+        f'photographs like these are called fake, {over_sources(guarantee)}; `real` below '
         f'{settings["lower_threshold"]:.3f}, so that at most {percent(guarantee["max_miss"], 0)} '
         f'of such fakes are called real{over}; `unsure` in between.'
     )
