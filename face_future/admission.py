@@ -17,6 +17,7 @@ from .guard import Problem
 from .limits import Rate, check_key
 from .service import shared
 from .settings import Settings, listed
+from .shared_limits import SharedRate
 
 # %% ../nbs/parts/admission.ipynb #i06-refusals
 _NO_KEY = Problem(
@@ -30,12 +31,9 @@ _NO_KEY = Problem(
 RATE_HEADERS = ('RateLimit-Limit', 'RateLimit-Remaining', 'RateLimit-Reset')
 
 
-def _rate_headers(rate, who):
+def _rate_headers(asked):
     "Requests a minute, requests left, and seconds until all are there again."
-    full = max(1, rate.per_minute)
-    left = rate.buckets.get(who, (full, 0))[0]
-    reset = math.ceil((full - left) * 60 / rate.per_minute)
-    return dict(zip(RATE_HEADERS, map(str, (math.floor(full), math.floor(left), reset))))
+    return dict(zip(RATE_HEADERS, map(str, (asked.limit, asked.left, asked.reset))))
 
 
 def _too_often(rate, wait, headers):
@@ -48,15 +46,17 @@ def admission(settings: Settings):
     "The FastAPI dependency that asks for a key and holds the rate; None if neither is wanted."
     keys = listed(settings.api_keys)
     rate = Rate(shared(settings.rate, min(settings.rate, 1)))
+    together = settings.rate and settings.rate_store
+    store = SharedRate(settings.rate, settings.rate_store, rate) if together else None
 
-    def check(request, response, key):
+    async def check(request, response, key):
         known = check_key(key or '', keys)
         address = request.client.host if request.client else ''
         who = f'key {key}' if known else address
-        wait = rate.wait(who)
-        headers = _rate_headers(rate, who) if rate.per_minute else {}
-        if wait:
-            raise _too_often(settings.rate, wait, headers)
+        asked = await store.ask(who) if store else rate.ask(who)
+        headers = _rate_headers(asked) if rate.per_minute else {}
+        if asked.wait:
+            raise _too_often(settings.rate, asked.wait, headers)
         response.headers.update(headers)
         if keys and not known:
             raise _NO_KEY
@@ -66,10 +66,10 @@ def admission(settings: Settings):
         response: Response,
         key: Optional[str] = Security(APIKeyHeader(name='X-API-Key', auto_error=False)),
     ):
-        check(request, response, key)
+        await check(request, response, key)
 
     async def without_key(request: Request, response: Response):
-        check(request, response, None)
+        await check(request, response, None)
 
     if keys:
         return with_key

@@ -23,6 +23,7 @@ from face_future.connections import (
     calm_loop,
     more_descriptors,
 )
+from .drain import LEAVING
 from .errors import add_errors, errors, finish
 from .guard import Guard, Problem
 from .headers import UPLOADS
@@ -132,6 +133,8 @@ def health() -> dict:
 def ready(request: Request) -> dict:
     "What was tested, what is served, and how many slots are free."
     service = service_of(request)
+    if LEAVING.is_set():
+        raise Problem(503, 'leaving', 'The service was told to stop; ask another one.')
     service.check()
     state = dict(
         status='ready',

@@ -26,6 +26,7 @@ import torch
 from fastai.basics import *
 from timm.utils import ModelEmaV3
 
+from .devices import bare, is_first
 from .files import atomic_write
 from .model import save_weights
 from .renamed import RECIPE, renamed
@@ -40,8 +41,9 @@ class SeedEpoch(Callback):
         self.seed = seed
 
     def before_epoch(self):
-        set_seed(self.seed * 1000 + self.epoch, reproducible=False)
-        self.dls.train.rng.seed(self.seed * 1000 + self.epoch)
+        seed = self.seed * 1000 + self.epoch
+        set_seed(seed + 1_000_000 * rank_distrib(), reproducible=False)
+        getattr(self.dls.train, 'dl', self.dls.train).rng.seed(seed)
         self.dls.train_ds.epoch = self.epoch
 
 # %% ../nbs/parts/callbacks.ipynb #t03-frozencb
@@ -88,13 +90,13 @@ class EMA(Callback):
 
     def before_fit(self):
         if self.avg is None:
-            self.avg = ModelEmaV3(self.model, decay=self.decay)
+            self.avg = ModelEmaV3(bare(self.model), decay=self.decay)
 
     def after_step(self):
         # Not train_iter, which starts anew when a run is resumed.
         t = self.epoch * len(self.dls.train) + self.iter
         self.avg.decay = min(self.decay, (1 + t) / (10 + t))
-        self.avg.update(self.model)
+        self.avg.update(bare(self.model))
 
     def before_validate(self):
         self.raw = self.model
@@ -181,7 +183,8 @@ class Checkpoint(Callback):
         if self.epoch < self.first:
             return  # skipped: done before the kill
         self.log = [*self.log, self.row()]
-        self.write()
+        if is_first():
+            self.write()
 
 # %% ../nbs/parts/callbacks.ipynb #t03-keepparts
 @patch
@@ -190,7 +193,7 @@ def row(self: Checkpoint) -> dict:
     named = zip(self.recorder.metric_names[1:-1], self.learn.final_record)
     row = {'epoch': self.epoch, **{k: float(v) for k, v in named if v is not None}}
     return row | {
-        'train_loss': float(sum(self.losses) / len(self.losses)),
+        'train_loss': float(maybe_gather(torch.stack(self.losses).mean())),
         'seconds': round(time.time() - self.start, 1),
     }
 
@@ -212,7 +215,7 @@ def state(self: Checkpoint, net) -> dict:
         fingerprint=self.settings['fingerprint'],
         epoch=self.epoch,
         log=self.log,
-        model=self.model.state_dict(),
+        model=bare(self.model).state_dict(),
         opt=plain_opt(self.opt),
         ema=net.state_dict() if self.ema else None,
     )
@@ -221,7 +224,7 @@ def state(self: Checkpoint, net) -> dict:
 @patch
 def write(self: Checkpoint):
     "Write weights, state and log of this epoch."
-    net = self.ema.avg.module if self.ema else self.model
+    net = self.ema.avg.module if self.ema else bare(self.model)
     self.keep(net, 'last')
     if best_epoch(self.log) == len(self.log) - 1:
         self.keep(net, 'best')

@@ -104,6 +104,11 @@ class AccessSettings(BaseModel):
     rate: float = Field(
         0, ge=0, description='Requests a minute that each client may make; 0: no limit.'
     )
+    rate_store: str = Field(
+        '',
+        description='Redis server in which all replicas count the rate together, as '
+        'redis://host:6379; default: each for itself.',
+    )
     cors: str = Field(
         '',
         description='Web origins, with commas, whose pages may ask from a browser; none: only our '
@@ -121,6 +126,13 @@ class AccessSettings(BaseModel):
         if text and not listed(text):
             raise ValueError(f'there is no key in it; {OPEN_TO_ALL}: give a key, or leave it out')
         return text
+
+    @field_validator('rate_store')
+    @classmethod
+    def _store(cls, url):
+        if url and not re.match('rediss?://.', url):
+            raise ValueError(f'{url!r} is no address of Redis; one looks like redis://host:6379')
+        return url
 
     @field_validator('cors')
     @classmethod
@@ -142,7 +154,7 @@ class AccessSettings(BaseModel):
 
 # %% ../nbs/parts/settings.ipynb #t06-misspelt
 OTHERS = [  # variables of the command line
-    f'FACE_FUTURE_{k}' for k in ('HOST', 'PORT', 'WORKERS', 'CACHE', 'SHARED', 'TRUST')
+    f'FACE_FUTURE_{k}' for k in ('HOST', 'PORT', 'WORKERS', 'CACHE', 'SHARED', 'TRUST', 'DRAIN')
 ]
 
 

@@ -45,6 +45,7 @@ from face_future.callbacks import (
     StopOnNaN,
 )
 from .data import Preprocess
+from .devices import devices, in_shares, is_first, on_all_devices, share_of
 from .faces import DETECTOR
 from .held_out import finish
 from .labels import Labels, draw_evenly
@@ -120,6 +121,7 @@ def _check_limits(recipe):
 def check_recipe(recipe: Recipe):
     "A `ValueError` that names the option, for a recipe that can't work."
     _check_limits(recipe)
+    share_of(recipe.bs)
     if recipe.start_size and not 32 <= recipe.start_size <= recipe.size:
         bounds = f'between 32 and --size ({recipe.size}), or be 0'
         raise ValueError(f'--start-size {recipe.start_size}: must lie {bounds}.')
@@ -134,15 +136,17 @@ class BalancedLoader(DataLoader):
     "Training images in the order of parts/augment's `balanced_sample`."
 
     def __init__(self, dataset, rows: pd.DataFrame, recipe: Recipe, blends, **kwargs):
-        super().__init__(dataset, bs=recipe.bs, num_workers=recipe.workers, **kwargs)
+        super().__init__(dataset, bs=share_of(recipe.bs), num_workers=recipe.workers, **kwargs)
         self.rows = rows
         self.n = recipe.samples_per_epoch or len(rows)
+        self.step = recipe.bs
         self.drop_last = self.n >= recipe.bs
         latent = recipe.latent_share if recipe.latent_fakes else 0.0
         self.mix = dict(balance=recipe.balance, blends=blends, seed=recipe.seed, latent=latent)
 
     def get_idxs(self):
-        return balanced_sample(self.rows, self.n, epoch=self.dataset.epoch, **self.mix)
+        order = balanced_sample(self.rows, self.n, epoch=self.dataset.epoch, **self.mix)
+        return in_shares(order, self.step, devices())
 
 
 def get_set(
@@ -236,14 +240,14 @@ def _fit(learn, checkpoint, recipe, progress):
     "Train from the start, or from the run's checkpoint, to the end."
     file = checkpoint.out / 'checkpoint.pth'
     start = checkpoint.load(learn, file) if file.exists() else 0
-    if start:
+    if start and is_first():
         print(f'resuming after epoch {start - 1}')
     if start >= recipe.epochs:
         return
     quiet = nullcontext() if progress else learn.no_bar()
     silent = nullcontext() if progress else learn.no_logging()
     rates = slice(recipe.lr / recipe.lr_ratio, recipe.lr)
-    with quiet, silent:
+    with quiet, silent, on_all_devices(learn, recipe.freeze_epochs > 0):
         learn.fit_one_cycle(recipe.epochs, rates, start_epoch=start)
 
 # %% ../nbs/03_train.ipynb #t03-trainfn
@@ -269,6 +273,8 @@ def train(
     checkpoint = Checkpoint(out, recipe, settings)
     learn.add_cbs([checkpoint, StopOnNaN(), *cbs])
     _fit(learn, checkpoint, recipe, progress)
+    if not is_first():
+        return out / 'model_best.safetensors'
     held = get_loaders(rows, labels.root, replace(recipe, validation_samples=0), preprocess)
     return finish(out, held, figures_from, rows.group[rows.split == 'valid'])
 
