@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST_STORE', 'HAVE_C2PA', 'SOURCE_TYPES', 'CHANGES', 'store_size', 'trust_list', 'load_library', 'read_store',
-           'source_type', 'says_of', 'manifest_said', 'history']
+           'source_type', 'says_of', 'manifest_summary', 'history']
 
 # %% ../nbs/parts/credentials.ipynb #cr-imports
 import io
@@ -112,7 +112,7 @@ def _names(steps, manifest):
     return list(dict.fromkeys(n for n in names if n))
 
 
-def manifest_said(manifest: dict) -> dict:
+def manifest_summary(manifest: dict) -> dict:
     "What one manifest says: word, signer, time, tools, actions, source types."
     steps = _actions(manifest)
     found = [
@@ -135,7 +135,9 @@ def manifest_said(manifest: dict) -> dict:
 _STATES = dict(Trusted='trusted', Valid='valid')
 
 
-def history(store: dict) -> list:  # of what `manifest_said` gives, with `signed`; the newest first
+def history(
+    store: dict,
+) -> list:  # of what `manifest_summary` gives, with `signed`; the newest first
     "The manifest in force, and those of the pictures that it was made from, at most 20."
     manifests = store.get('manifests') or {}
     state = _STATES.get(store.get('validation_state'), 'broken')
@@ -145,7 +147,7 @@ def history(store: dict) -> list:  # of what `manifest_said` gives, with `signed
         if label in seen or label not in manifests:
             continue
         seen.add(label)
-        said = manifest_said(manifests[label]) | dict(signed=state, relation=relation)
+        said = manifest_summary(manifests[label]) | dict(signed=state, relation=relation)
         if relation != 'parentOf' and said['says'] == 'generated':
             said['says'] = 'edited' if relation == 'componentOf' else 'neutral'
         out.append(said)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .files import printable
 from .jpeg import decode_jpeg
 from .pieces import is_slow, pieces_problem
-from .reading import split_notes, srgb_pixels, to_rgb, turn, turned
+from .reading import oriented, split_notes, srgb_pixels, to_rgb, turn
 
 warnings.filterwarnings('ignore', module=r'PIL\.')  # odd metadata is no news: it is not used
 
@@ -106,7 +106,7 @@ def _decode(im, notes, data):
     profile = notes.get('icc') or im.info.get('icc_profile')
     rgb = _plain_jpeg(im, data)
     if rgb is not None:
-        return turned(srgb_pixels(rgb, profile), transpose)
+        return oriented(srgb_pixels(rgb, profile), transpose)
     im.getexif = Image.Exif  # else Pillow turns a TIFF by itself, and stumbles over its EXIF
     if im.mode == 'P' and isinstance(getattr(im.palette, 'palette', None), (list, tuple)):
         im.palette.palette = [min(255, max(0, v)) for v in im.palette.palette]

@@ -170,11 +170,20 @@ def _figures(x: np.ndarray, y: np.ndarray, hits: np.ndarray, base: np.ndarray, g
     return row
 
 # %% ../nbs/parts/embedding.ipynb #x05-separationof
+def _enough_groups(table: pd.DataFrame, of: str) -> np.ndarray:  # N, bool
+    "Which rows to ask of `of`: those of a source with fewer than five groups can't be told."
+    if of != 'source':
+        return np.ones(len(table), bool)
+    return (table.groupby('source').group.transform('nunique') >= 5).to_numpy()
+
+
 def _separation_of(seen: Seen, of: str, spaces: dict) -> list[dict]:
     "A row for each space: how far it tells apart the values of the column `of`."
-    y = seen.table[of].to_numpy(str)
-    group = seen.table.group
-    chance = seen.table[of].value_counts(normalize=True).max()
+    asked = _enough_groups(seen.table, of)
+    y = seen.table[of][asked].to_numpy(str)
+    group = seen.table.group[asked]
+    chance = pd.Series(y).value_counts(normalize=True).max()
+    spaces = {name: x[asked] for name, x in spaces.items()}
     hits = {space: knn_hits(x, y, group) for space, x in spaces.items()}
     rows = []
     for space, x in spaces.items():
@@ -182,7 +191,9 @@ def _separation_of(seen: Seen, of: str, spaces: dict) -> list[dict]:
         row |= _figures(x, y, hits[space], hits['features'], group)
         row['trust'] = 1.0
         if space != 'features':
-            row['trust'] = trustworthiness(seen.features, x, n_neighbors=min(K, len(y) // 2 - 1))
+            row['trust'] = trustworthiness(
+                spaces['features'], x, n_neighbors=min(K, len(y) // 2 - 1)
+            )
         rows.append(row)
     return rows
 

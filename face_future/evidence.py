@@ -203,17 +203,21 @@ _SEALS = dict(
 )
 
 
-def _manifest_finding(said, step):
+def _manifest_finding(manifest, step):
     "A finding from what `history` gives; `step` counts back from 0, the newest."
-    tools = ', '.join(said['tools'][:3])
-    value = ', '.join([*said['types'], *said['actions']][:8])
-    by = f'A manifest signed by {said["signer"]}'
+    tools = ', '.join(manifest['tools'][:3])
+    value = ', '.join([*manifest['types'], *manifest['actions']][:8])
+    by = f'A manifest signed by {manifest["signer"]}'
     when = 'the picture' if step == 0 else 'an earlier version, or a part of it,'
-    text = f'{by} says: {when} was {_VERBS[said["says"]]} with {tools or "a tool without a name"}'
-    text = f'{text} ({value}). {_SEALS[said["signed"]]}'
+    text = (
+        f'{by} says: {when} was {_VERBS[manifest["says"]]} with {tools or "a tool without a name"}'
+    )
+    text = f'{text} ({value}). {_SEALS[manifest["signed"]]}'
     code = 'manifest' if step == 0 else 'manifest_earlier'
-    who = said['signer'] + (f' ({tools})' if tools else '')
-    return Finding(said['says'], code, 'c2pa', short(who), short(value), said['signed'], text)
+    who = manifest['signer'] + (f' ({tools})' if tools else '')
+    return Finding(
+        manifest['says'], code, 'c2pa', short(who), short(value), manifest['signed'], text
+    )
 
 
 def _manifest_findings(data):

@@ -80,7 +80,7 @@ def make_toy_detector(size: int = 8):  # of the crop, pixels
 FREE = 64_000_000  # bytes that each picture may take without asking
 
 
-def summary(picture, found, most: int, said=()) -> dict:
+def summary(picture, found, most: int, findings=()) -> dict:
     "What the server learns of a picture, its crops (the first `most` are sent) and evidence."
     height, width = picture.rgb.shape[:2]
     image = dict(
@@ -92,8 +92,8 @@ def summary(picture, found, most: int, said=()) -> dict:
     )
     return dict(
         image=image,
-        evidence=as_dicts(said),
-        headline=headline(said),
+        evidence=as_dicts(findings),
+        headline=headline(findings),
         faces_left_out=getattr(found, 'left_out', 0) + max(0, len(found) - most),
         boxes=[box and [float(v) for v in box] for _, box, _ in found[:most]],
         issues=[str(issue) for _, _, issue in found[:most]],
