@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .data import FORMATS, ImageError, read_rgb
+from .data import FORMATS, ImageError
+from .frames import count_frames, read_frame
 from .guard import Problem
 from .pieces import pieces_problem
 
@@ -36,6 +37,10 @@ REFUSED = dict(
     ),
     too_many_scans=(422, 'A JPEG with that many scans is not read; save it anew.'),
     too_many_pieces=(422, 'A file in that many pieces is not read; save it anew.'),
+    no_such_frame=(
+        422,
+        'The file has no frame of that number; image.frames of an answer says how many there are.',
+    ),
     too_slow=(422, 'The picture takes too long to decode; save it anew, or make it smaller.'),
 )
 
@@ -115,16 +120,19 @@ class Picture:
     orientation: int = (
         1  # as in EXIF: how the file says it has to be turned; `rgb` is turned already
     )
+    frame: int = 1  # which one it is, of an animation
+    frames: int = 1
 
 # %% ../nbs/parts/headers.ipynb #h06-decodedef
 def decode(
     data: bytes,  # a file's content
     max_pixels: int = 50_000_000,
+    frame: int = 1,  # of an animation, from 1
 ) -> Picture:  # or a `Problem`
     "Decode an upload that may be anything."
     check_pieces(data)
     try:
-        rgb = read_rgb(data, max_pixels, [f for f in UPLOADS if f in FORMATS])
+        rgb = read_frame(data, frame, max_pixels, [f for f in UPLOADS if f in FORMATS])
     except ImageError as e:
         raise refusal(e.code if e.code in REFUSED else 'truncated', max_pixels) from None
     except MemoryError:
@@ -132,4 +140,5 @@ def decode(
     except Exception as e:
         log.warning('a decoder failed: %s', type(e).__name__)
         raise refusal('truncated', max_pixels) from None
-    return Picture(rgb, len(data), hashlib.sha256(data).hexdigest(), orientation(data))
+    digest = hashlib.sha256(data).hexdigest()
+    return Picture(rgb, len(data), digest, orientation(data), frame, count_frames(data))

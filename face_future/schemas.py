@@ -101,6 +101,8 @@ class ImageInfo(BaseModel):
         description='How a file other than a JPEG says it has to be turned, 1 to 8 as in EXIF; '
         'all else here is of the upright picture.',
     )
+    frame: int = Field(1, description='Which frame of an animation was predicted, from 1.')
+    frames: int = Field(1, description='How many frames the file has; 1000 are as many or more.')
 
 
 class ModelName(BaseModel):
@@ -201,6 +203,11 @@ class Answer(Verdict):
         [], description='What the file says of itself; it never changes p_fake.'
     )
     image: ImageInfo
+    preview: str = Field(
+        '',
+        description='With preview=true, where a browser may not show what was predicted (HEIC, a '
+        'frame of an animation): a data URL of a small JPEG of it.',
+    )
     model: ModelName
     threshold: float = Field(description='p_fake at or above it is called fake.')
     lower_threshold: float = Field(

@@ -154,7 +154,8 @@ class AccessSettings(BaseModel):
 
 # %% ../nbs/parts/settings.ipynb #t06-misspelt
 OTHERS = [  # variables of the command line
-    f'FACE_FUTURE_{k}' for k in ('HOST', 'PORT', 'WORKERS', 'CACHE', 'SHARED', 'TRUST', 'DRAIN')
+    f'FACE_FUTURE_{k}'
+    for k in ('HOST', 'PORT', 'WORKERS', 'CACHE', 'SHARED', 'TRUST', 'DRAIN', 'COMMIT')
 ]
 
 

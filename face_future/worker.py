@@ -23,6 +23,7 @@ import psutil
 
 from .credentials import load_library
 from .evidence import as_dicts, evidence, headline
+from .frames import preview_if
 from .guard import Problem
 from .headers import check_pieces, decode, memory_needed
 from .limits import memory_limit, time_limit
@@ -83,13 +84,8 @@ FREE = 64_000_000  # bytes that each picture may take without asking
 def summary(picture, found, most: int, findings=()) -> dict:
     "What the server learns of a picture, its crops (the first `most` are sent) and evidence."
     height, width = picture.rgb.shape[:2]
-    image = dict(
-        width=width,
-        height=height,
-        bytes=picture.bytes,
-        sha256=picture.sha256,
-        orientation=picture.orientation,
-    )
+    same = ('bytes', 'sha256', 'orientation', 'frame', 'frames')
+    image = dict(width=width, height=height, **{k: getattr(picture, k) for k in same})
     return dict(
         image=image,
         evidence=as_dicts(findings),
@@ -107,24 +103,28 @@ def prepare(
     memory: int,  # bytes that decoding may take
     max_pixels: int,
     most: int,  # crops
+    frame: int = 1,  # of an animation
+    preview: str = '',  # `needed` or `always`, see `preview_if`
 ) -> tuple:  # (fields, crops: n × 3 × size × size, float32, or None)
     "What one picture gives; the fields hold only `need` where `memory` is too little."
     with memory_limit(FREE):  # what the file says of itself
         check_pieces(data)
-        need = memory_needed(data)
+        need = memory_needed(data) * (1 if frame == 1 else 2)
     if need > memory:
         return dict(need=need), None
     with memory_limit(memory):
-        picture = decode(data, max_pixels)
+        picture = decode(data, max_pixels, frame)
         found = detect(picture.rgb, most)
     with memory_limit(FREE):
         said = evidence(data, picture.rgb)
-    return summary(picture, found, most, said), np.stack([crop for crop, _, _ in found[:most]])
+        shown = preview_if(preview, data, picture.rgb, picture.frames)
+    fields = summary(picture, found, most, said) | dict(preview=shown)
+    return fields, np.stack([crop for crop, _, _ in found[:most]])
 
 # %% ../nbs/parts/worker.ipynb #w06-answer
 def answer(order: dict, data: bytes, detect) -> tuple:  # (fields, bytes)
     "The message that answers an order; whatever goes wrong is a code in `problem`."
-    limits = {k: order[k] for k in ('memory', 'max_pixels', 'most')}
+    limits = {k: v for k, v in order.items() if k != 'seconds'}
     try:
         with time_limit(order['seconds']):
             fields, crops = prepare(data, detect, **limits)
