@@ -16,6 +16,9 @@ RUN pip install --no-cache-dir ".[serve]" && useradd --system --uid 10001 serve
 WORKDIR /
 USER 10001
 ENV FACE_FUTURE_HOST=0.0.0.0 FACE_FUTURE_PORT=8000 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NO_ALBUMENTATIONS_UPDATE=1
+# docker build --build-arg COMMIT=$(git rev-parse HEAD) …: GET /model and /metrics name it.
+ARG COMMIT=""
+ENV FACE_FUTURE_COMMIT=$COMMIT
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
   CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ['FACE_FUTURE_PORT']}/ready\", timeout=4)"]

@@ -111,6 +111,7 @@ class ServiceLimits(BaseModel):
     max_files: int
     max_faces: int
     timeout: float = Field(description='Seconds.')
+    fetch_urls: bool = Field(False, description='May a picture be given by its address?')
 
 
 class Build(BaseModel):

@@ -16,28 +16,31 @@ const say = text => { $('#status').textContent = text; };
 const visit = []; // {card, file, url, answer}
 let waiting = [], running = 0, key = '', limits = null, model = null;
 
-function add(files) {
-  const pictures = [...files];
+const add = files => take([...files].map(file => ({ file, name: file.name || t('pasted') })));
+const addLink = link => take([{ link, name: link }]);
+const isLink = text => limits?.fetch_urls && /^https?:\/\/\S+$/i.test(text) && text.length <= 2000;
+
+function take(pictures) { // each a file or a link, its name, and perhaps the frame to judge
   $('#dropped').hidden = true;
   if (!pictures.length) return;
   $('#visit').hidden = false; document.body.classList.add('busy');
   const older = $('#cards').firstChild; // a new selection comes first, in its own order
-  for (const file of pictures) {
-    const item = { file, card: make('card'), url: URL.createObjectURL(file), tries: 0 };
+  for (const { file, link, frame, name } of pictures) {
+    const item = { file, link, frame, name, card: make('card'), url: file && !frame ? URL.createObjectURL(file) : '', tries: 0 };
     const image = $('img', item.card), title = $('.name', item.card);
-    title.textContent = file.name || t('pasted'); title.title = title.textContent; title.id = `name-${visit.length}-${Date.now()}`;
+    title.textContent = frame ? t('frame_name', { name, frame }) : name; title.title = title.textContent; title.id = `name-${visit.length}-${Date.now()}`;
     item.card.setAttribute('aria-labelledby', title.id);
     image.alt = t('your', { name: title.textContent });
     image.addEventListener('error', () => $('.frame', item.card).classList.add('blank')); // a format that this browser can't show
-    image.addEventListener('load', () => $('.frame', item.card).classList.toggle('tall', image.naturalHeight > image.naturalWidth));
-    image.src = item.url;
+    image.addEventListener('load', () => { $('.frame', item.card).classList.remove('blank'); $('.frame', item.card).classList.toggle('tall', image.naturalHeight > image.naturalWidth); });
+    if (item.url) image.src = item.url; else $('.frame', item.card).classList.add('blank'); // until the service shows it
     $('.again', item.card).addEventListener('click', () => { item.tries = 0; enqueue(item); item.card.focus(); });
     const more = $('.more', item.card);
     more.addEventListener('click', () => { const open = item.card.classList.toggle('open'); more.textContent = t(open ? 'less' : 'more'); more.setAttribute('aria-expanded', open); });
     $('#cards').insertBefore(item.card, older);
     visit.push(item); enqueue(item);
   }
-  say(pictures.length === 1 ? t('judging', { name: pictures[0].name || t('pasted') }) : t('judging_n', { n: pictures.length }));
+  say(pictures.length === 1 ? t('judging', { name: pictures[0].name }) : t('judging_n', { n: pictures.length }));
   tally();
 }
 
@@ -54,10 +57,11 @@ function done(item) { running--; tally(); next(); }
 
 function send(item) {
   if (item.gone) return done(item);
-  if (limits && item.file.size > limits.max_body_mb * 1e6) { fail(item, t('too_big', { mb: limits.max_body_mb })); return done(item); }
+  if (limits && item.file?.size > limits.max_body_mb * 1e6) { fail(item, t('too_big', { mb: limits.max_body_mb })); return done(item); }
   const form = new FormData(), request = item.request = new XMLHttpRequest();
-  form.append('file', item.file, item.file.name || 'pasted.png');
-  request.open('POST', 'predict?explain=true');
+  if (item.file) form.append('file', item.file, item.file.name || 'pasted.png');
+  request.open('POST', `${item.link ? 'predict/link' : 'predict'}?explain=true&preview=true${item.frame ? `&frame=${item.frame}` : ''}`);
+  if (item.link) { request.setRequestHeader('Content-Type', 'application/json'); step(item, t('looking')); }
   if (key) request.setRequestHeader('X-API-Key', key);
   request.upload.onprogress = e => e.lengthComputable && step(item, e.loaded < e.total ? t('sending', { n: Math.round(100 * e.loaded / e.total) }) : t('looking'), e.loaded < e.total ? e.loaded / e.total : undefined);
   request.onload = () => {
@@ -71,7 +75,7 @@ function send(item) {
   };
   request.onerror = () => { fail(item, t('unreachable'), true); done(item); };
   request.onabort = () => done(item);
-  request.send(form);
+  request.send(item.link ? JSON.stringify({ url: item.link }) : form);
 }
 
 function later(item, request) {
@@ -146,8 +150,9 @@ function succeed(item, a) {
   shown.onchange = () => { card.classList.toggle('hot', shown.checked); legend.hidden = !shown.checked; };
   $('.means', card).textContent = t(`means_${a.verdict}`);
   rates(card); findings(card, a.evidence || []);
-  json(card, a);
-  upright(item, a.image.orientation).catch(() => {}); // sideways is better than not at all
+  json(card, a); frames(item, a);
+  if (a.preview) { $('.frame > img', card).src = a.preview; if (item.url) URL.revokeObjectURL(item.url); item.url = ''; }
+  else upright(item, a.image.orientation).catch(() => {}); // sideways is better than not at all
   say(`${$('.name', card).textContent}: ${$('.result .verdict', card).textContent}. ${[...why, ...(a.verdict === 'unsure' ? [] : [t('number', { p: percent(a.p_fake) })])].join(' ')}`);
 }
 
@@ -175,6 +180,19 @@ async function upright(item, orientation) {
   $('.frame > img', item.card).src = item.url;
 }
 
+// Of an animation one frame was judged; others become cards of their own.
+function frames(item, a) {
+  const box = $('.frames', item.card), number = $('.at', box), { frame, frames: all } = a.image, judge = list => take(list.map(frame => ({ file: item.file, link: item.link, name: item.name, frame })));
+  box.hidden = all < 2;
+  if (box.hidden) return;
+  $('.which', box).textContent = t('frames', { frame, all });
+  number.max = all; number.value = frame < all ? frame + 1 : 1;
+  $('.one', box).onclick = () => number.reportValidity() && judge([Number(number.value)]);
+  const some = [...new Set([1, 2, 3, 4].map(k => Math.round(1 + k * (all - 1) / 4)))].filter(k => k !== frame);
+  $('.some', box).hidden = Boolean(item.frame); $('.some', box).textContent = t('frames_go', { n: some.length });
+  $('.some', box).onclick = () => judge(some);
+}
+
 function heat(marks, map, image) {
   if (!map) return;
   const overlay = document.createElement('img');
@@ -184,7 +202,7 @@ function heat(marks, map, image) {
 }
 
 function json(card, answer) {
-  const text = JSON.stringify(answer, (k, v) => k === 'png' ? v.slice(0, 30) + '…' : v, 1), button = $('.copy', card);
+  const text = JSON.stringify(answer, (k, v) => (k === 'png' || k === 'preview') && v ? v.slice(0, 30) + '…' : v, 1), button = $('.copy', card);
   $('pre', card).textContent = text; $('pre', card).setAttribute('aria-label', t('json_label'));
   button.onclick = async () => {
     try { await navigator.clipboard.writeText(text); button.textContent = t('copied'); }
@@ -254,12 +272,12 @@ function save(name, kind, text) {
 }
 const stamp = () => new Date().toISOString().slice(0, 19).replaceAll(':', '-');
 const nameOf = item => $('.name', item.card).textContent;
-const kept = () => visit.map(item => ({ file: nameOf(item), answer: item.answer && JSON.parse(JSON.stringify(item.answer, (k, v) => k === 'heatmap' ? undefined : v)), error: item.answer ? null : $('.failed .why', item.card).textContent }));
+const kept = () => visit.map(item => ({ file: nameOf(item), answer: item.answer && JSON.parse(JSON.stringify(item.answer, (k, v) => k === 'heatmap' || k === 'preview' ? undefined : v)), error: item.answer ? null : $('.failed .why', item.card).textContent }));
 
 function csv() {
   const cell = v => { const s = String(v ?? ''); return `"${(/^[=+\-@\t\r]/.test(s) ? "'" : '') + s.replaceAll('"', '""')}"`; };
-  const rows = kept().map(({ file, answer: a, error }) => a ? [file, a.verdict, a.p_fake, a.unsure_reasons.join(' '), a.faces.length, lower(a), a.threshold, a.image.sha256, a.model.sha256, a.evidence.filter(f => f.says !== 'neutral').map(f => `${f.says}: ${f.who || f.value} (${f.signed})`).join('; '), ''] : [file, ...Array(9).fill(''), error]);
-  return [['file', 'verdict', 'p_fake', 'reasons', 'faces', 'lower_threshold', 'threshold', 'sha256', 'weights_sha256', 'evidence', 'error'], ...rows].map(r => r.map(cell).join(',')).join('\r\n');
+  const rows = kept().map(({ file, answer: a, error }) => a ? [file, a.verdict, a.p_fake, a.unsure_reasons.join(' '), a.faces.length, lower(a), a.threshold, a.image.sha256, a.image.frame, a.image.frames, a.model.sha256, a.evidence.filter(f => f.says !== 'neutral').map(f => `${f.says}: ${f.who || f.value} (${f.signed})`).join('; '), ''] : [file, ...Array(11).fill(''), error]);
+  return [['file', 'verdict', 'p_fake', 'reasons', 'faces', 'lower_threshold', 'threshold', 'sha256', 'frame', 'frames', 'weights_sha256', 'evidence', 'error'], ...rows].map(r => r.map(cell).join(',')).join('\r\n');
 }
 
 const escaped = s => String(s ?? '').replace(/[&<>"']/g, c => `&#${c.charCodeAt(0)};`);
@@ -275,7 +293,7 @@ function report() {
   const line = (name, value) => value ? `<tr><th scope="row">${escaped(name)}</th><td>${escaped(value)}</td></tr>` : '';
   const sections = visit.map(item => {
     const a = item.answer, picture = small(item), text = q => $(q, item.card).textContent;
-    const table = a ? [line(t('p_fake'), percent(a.p_fake)), line(t('thresholds'), t('band', { low: percent(lower(a)), high: percent(a.threshold) })), line(t('size'), `${a.image.width} × ${a.image.height}, ${a.image.bytes} B`), line(t('checksum'), a.image.sha256), line(t('weights'), `${a.model.name}, ${a.model.sha256}`)].join('') : '';
+    const table = a ? [line(t('p_fake'), percent(a.p_fake)), line(t('thresholds'), t('band', { low: percent(lower(a)), high: percent(a.threshold) })), line(t('size'), `${a.image.width} × ${a.image.height}, ${a.image.bytes} B`), a.image.frames > 1 ? line(t('frame'), t('frames', { frame: a.image.frame, all: a.image.frames })) : '', line(t('checksum'), a.image.sha256), line(t('weights'), `${a.model.name}, ${a.model.sha256}`)].join('') : '';
     const list = a?.evidence.map(f => `<li><b>${escaped(t(f.says))}</b>: ${escaped(f.text)} (${escaped(t(f.signed))})</li>`).join('') || `<li>${escaped(t('nothing'))}</li>`;
     return `<section>${picture ? `<img src="${picture}" alt="">` : ''}<h2>${escaped(nameOf(item))}</h2><p class="v">${escaped(a ? text('.result .verdict') : t('none'))}</p><p>${escaped(a ? [`${text('.second')}.`, text('.result .why'), text('.means')].join(' ').replace(/^\. */, '') : text('.failed .why'))}</p><table>${table}</table>${a ? `<h3>${escaped(t('evidence'))}</h3><ul>${list}</ul>` : ''}</section>`;
   });
@@ -288,7 +306,7 @@ async function about() {
   const answer = await fetch('model', { headers: key ? { 'X-API-Key': key } : {} }).catch(() => null);
   if (!answer?.ok) return;
   const m = model = await answer.json();
-  limits = m.limits; $('#limits').textContent = t('up_to', { mb: limits.max_body_mb });
+  limits = m.limits; $('#linkform').hidden = !limits.fetch_urls; $('#limits').textContent = t('up_to', { mb: limits.max_body_mb });
   $('#weights').textContent = `${t('weights')} ${m.name}, sha256 ${m.sha256.slice(0, 12)}…, ${t('version')} ${m.version} · `;
   for (const item of visit) rates(item.card);
   if (m.card?.limits && LANGUAGE === 'en') $('#card-limits').textContent = m.card.limits.replace(/ *A verdict is a reason to look closer.*/, ''); // the page says so itself
@@ -305,12 +323,17 @@ $('#keyform').addEventListener('submit', e => {
   e.preventDefault(); key = $('#key').value; $('#keyform').hidden = true; about();
   for (const item of visit) if (item.failed && !item.answer) enqueue(item);
 });
-document.addEventListener('paste', e => { if (e.target.matches?.('input[type=password]')) return; e.preventDefault(); const files = e.clipboardData?.files || []; add(files); if (!files.length) noFile(); });
+$('#linkform').addEventListener('submit', e => { e.preventDefault(); addLink($('#link').value.trim()); $('#link').value = ''; });
+function taken(data) { // what was pasted or dropped: files, or perhaps an address
+  const files = data?.files || [], text = (data?.getData('text/uri-list') || data?.getData('text/plain') || '').trim();
+  if (files.length) add(files); else if (isLink(text)) addLink(text); else noFile();
+}
+document.addEventListener('paste', e => { if (e.target.matches?.('input:not([type=file])')) return; e.preventDefault(); taken(e.clipboardData); });
 let depth = 0;
 const over = on => $('#drop').classList.toggle('over', on);
 document.addEventListener('dragenter', e => { e.preventDefault(); depth++; over(true); });
 document.addEventListener('dragleave', () => { if (--depth <= 0) { depth = 0; over(false); } });
 document.addEventListener('dragover', e => e.preventDefault());
-document.addEventListener('drop', e => { e.preventDefault(); depth = 0; over(false); const files = e.dataTransfer?.files || []; add(files); if (!files.length) noFile(); });
+document.addEventListener('drop', e => { e.preventDefault(); depth = 0; over(false); taken(e.dataTransfer); });
 document.documentElement.lang = LANGUAGE; document.title = t('title'); translate(document);
 about();

@@ -2,6 +2,7 @@
 'use strict';
 const TEXTS = {
 en: {
+  link_label: 'Or paste the public address of a picture; the service fetches it.', link_go: 'Judge it', frame: 'Frame', frame_go: 'Judge this frame', frame_name: '{name}, frame {frame}', frames: 'Only frame {frame} of {all} was judged; others may show something else.', frames_go: 'Judge {n} more, spread over all', frames_go_1: 'Judge one more',
   title: 'face_future: photograph, or made?', h1: 'Photograph, or made?', lead: 'Finds each face in a picture and looks for signs that it was made or changed by a machine.',
   choose: 'Choose pictures', mouse: ', drop them here, or paste one', hint: 'JPEG, PNG, WebP, GIF, BMP or AVIF', up_to: ', up to {mb}\u00a0MB', forgotten_hint: '. They are judged in memory and forgotten; nothing is stored.',
   key_label: 'This service asks for a key.', key_go: 'Go on', visit: 'This visit', forget: 'Forget all', report: 'Report', csv: 'CSV', json_all: 'JSON', more: 'Show all', less: 'Show less',
@@ -24,6 +25,7 @@ en: {
   report_title: 'Report on {n} pictures', report_title_1: 'Report on {n} picture', made: 'Made on {date} with face_future {version}', file: 'File', verdict: 'Verdict', weights: 'Weights', thresholds: 'Thresholds', limits_title: 'Limits', checksum: 'SHA-256', size: 'Size', convention: 'What fake means', data: 'Data', licence: 'Licence',
 },
 de: {
+  link_label: 'Oder die öffentliche Adresse eines Bildes einfügen; der Dienst holt es.', link_go: 'Beurteilen', frame: 'Einzelbild', frame_go: 'Dieses Einzelbild beurteilen', frame_name: '{name}, Einzelbild {frame}', frames: 'Nur Einzelbild {frame} von {all} wurde beurteilt; andere können etwas anderes zeigen.', frames_go: '{n} weitere beurteilen, über alle verteilt', frames_go_1: 'Noch eines beurteilen',
   title: 'face_future: Foto oder gemacht?', h1: 'Foto oder gemacht?', lead: 'Findet jedes Gesicht in einem Bild und sucht Anzeichen, dass eine Maschine es gemacht oder verändert hat.',
   choose: 'Bilder auswählen', mouse: ', hierher ziehen oder eines einfügen', hint: 'JPEG, PNG, WebP, GIF, BMP oder AVIF', up_to: ', bis {mb}\u00a0MB', forgotten_hint: '. Sie werden im Speicher beurteilt und vergessen; nichts wird aufbewahrt.',
   key_label: 'Dieser Dienst verlangt einen Schlüssel.', key_go: 'Weiter', visit: 'Dieser Besuch', forget: 'Alle vergessen', report: 'Bericht', csv: 'CSV', json_all: 'JSON', more: 'Alles zeigen', less: 'Weniger zeigen',
@@ -46,6 +48,7 @@ de: {
   report_title: 'Bericht über {n} Bilder', report_title_1: 'Bericht über {n} Bild', made: 'Erstellt am {date} mit face_future {version}', file: 'Datei', verdict: 'Urteil', weights: 'Gewichte', thresholds: 'Schwellen', limits_title: 'Grenzen', checksum: 'SHA-256', size: 'Größe', convention: 'Was fake bedeutet', data: 'Daten', licence: 'Lizenz',
 },
 fr: {
+  link_label: 'Ou collez l’adresse publique d’une image ; le service va la chercher.', link_go: 'Juger', frame: 'Image de l’animation', frame_go: 'Juger cette image', frame_name: '{name}, image {frame}', frames: 'Seule l’image {frame} sur {all} a été jugée ; les autres peuvent montrer autre chose.', frames_go: 'Juger {n} autres, réparties sur l’ensemble', frames_go_1: 'Juger encore une',
   title: 'face_future : photo ou fabriquée ?', h1: 'Photo ou fabriquée ?', lead: 'Trouve chaque visage d’une image et cherche les signes qu’une machine l’a fabriqué ou modifié.',
   choose: 'Choisir des images', mouse: ', les déposer ici ou en coller une', hint: 'JPEG, PNG, WebP, GIF, BMP ou AVIF', up_to: ', jusqu’à {mb}\u00a0Mo', forgotten_hint: '. Elles sont jugées en mémoire puis oubliées ; rien n’est conservé.',
   key_label: 'Ce service demande une clé.', key_go: 'Continuer', visit: 'Cette visite', forget: 'Tout oublier', report: 'Rapport', csv: 'CSV', json_all: 'JSON', more: 'Tout afficher', less: 'Réduire',
@@ -68,6 +71,7 @@ fr: {
   report_title: 'Rapport sur {n} images', report_title_1: 'Rapport sur {n} image', made: 'Établi le {date} avec face_future {version}', file: 'Fichier', verdict: 'Verdict', weights: 'Poids', thresholds: 'Seuils', limits_title: 'Limites', checksum: 'SHA-256', size: 'Taille', convention: 'Ce que fake veut dire', data: 'Données', licence: 'Licence',
 },
 es: {
+  link_label: 'O pegue la dirección pública de una imagen; el servicio la busca.', link_go: 'Juzgar', frame: 'Fotograma', frame_go: 'Juzgar este fotograma', frame_name: '{name}, fotograma {frame}', frames: 'Solo se juzgó el fotograma {frame} de {all}; los demás pueden mostrar otra cosa.', frames_go: 'Juzgar {n} más, repartidos por todos', frames_go_1: 'Juzgar uno más',
   title: 'face_future: ¿foto o fabricada?', h1: '¿Foto o fabricada?', lead: 'Encuentra cada rostro de una imagen y busca señales de que una máquina lo haya hecho o cambiado.',
   choose: 'Elegir imágenes', mouse: ', soltarlas aquí o pegar una', hint: 'JPEG, PNG, WebP, GIF, BMP o AVIF', up_to: ', hasta {mb}\u00a0MB', forgotten_hint: '. Se juzgan en memoria y se olvidan; no se guarda nada.',
   key_label: 'Este servicio pide una clave.', key_go: 'Continuar', visit: 'Esta visita', forget: 'Olvidar todo', report: 'Informe', csv: 'CSV', json_all: 'JSON', more: 'Mostrar todo', less: 'Mostrar menos',

@@ -32,6 +32,7 @@ from .decoders import Decoders
 from .guard import Problem
 from .heatmaps import turning_point
 from .limits import Slots
+from .links import Links
 from .model_info import build
 from .schemas import compose
 from .selftest import checksums, self_test
@@ -247,6 +248,8 @@ class Service:
         self.model = dict(name=predictor.settings['name'], **checksums(predictor))
         self.metrics.built(built | self.model | dict(weights=self.model['name']))
         self.model['backend'] = built['backend']
+        limit = int(settings.max_body_mb * 1e6)
+        self.links = Links(limit, settings.timeout) if settings.fetch_urls else None
         self.tested = ''
 
     async def open(self):
@@ -265,6 +268,11 @@ class Service:
         timing = dict(prepare=prepared - start, predict=end - prepared, total=end - start)
         timing = {k: round(1000 * v, 1) for k, v in timing.items()}
         return dict(**fields, model=self.model, timing_ms=timing, request_id=request_id)
+
+    async def answer_link(self, url: str, explain: bool, request_id, **wishes):
+        "As `answer`, for the picture at an address."
+        async with self.links as links:
+            return await self.answer(await links.fetch(url), explain, request_id, **wishes)
 
     async def answers(self, files: list, explain: bool, request_id):
         "For each (name, bytes) its answer or its error."

@@ -120,6 +120,14 @@ class AccessSettings(BaseModel):
         'without a dot always are.',
     )
 
+    fetch_urls: bool = Field(
+        False,
+        description='A picture may be given by its address, if that is public; it is fetched.',
+    )
+    json_logs: bool = Field(
+        False, description='Logs as lines of JSON with the id of each request, one a request.'
+    )
+
     @field_validator('api_keys')
     @classmethod
     def _keys(cls, text):
