@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Source', 'Manifests', 'Families', 'RealFolder', 'FakeFolder', 'LabelSource', 'ValidPct', 'SplitSeed', 'LabelsOut',
-           'TestFolder', 'Photographs', 'Findings', 'DATA_OPTIONS', 'FAKE_OPTIONS', 'NET_OPTIONS', 'RunFolder',
-           'FiguresFrom', 'About', 'WholeLight', 'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS',
-           'GUARANTEES', 'read_source', 'labels', 'audit', 'toy', 'recipe_fields', 'train', 'figure', 'pair_line',
-           'say_figures', 'pack']
+           'TestFolder', 'Photographs', 'Findings', 'RunFolder', 'FiguresFrom', 'About', 'WholeLight', 'METRIC_WORDS',
+           'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'read_source', 'labels', 'audit', 'toy',
+           'recipe_options', 'recipe_fields', 'train', 'figure', 'pair_line', 'say_figures', 'pack']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
+import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -18,6 +19,7 @@ import typer
 from rich.table import Table
 
 from .cli_base import FakeMeans, LabelsFile, Root, add_options, command, console
+from .recipe import Recipe, meanings
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-readfolders
 def _read_folders(real, fake, fake_means, only_test):
@@ -207,70 +209,22 @@ def toy(
     following = f'face_future labels --real {dest}/real --fake {dest}/fake --fake-means generated'
     typer.echo(f'made {made}; next: {following}')
 
-# %% ../nbs/parts/cli_train.ipynb #c10b-dataoptions
-DATA_OPTIONS = dict(
-    size=(int, 'Input side, pixels.'),
-    start_size=(
-        int,
-        'Input side of the first epoch, growing to --size by the middle; 0: --size throughout.',
-    ),
-    interpolation=(
-        str,
-        'How smaller pictures are enlarged: nearest, bilinear, bicubic, lanczos.',
-    ),
-    margin=(float, 'Side of the crop in units of the face.'),
-    augment=(str, 'face, none, light, turns or web.'),
-    no_augment=(
-        str,
-        'Corruptions that "face" leaves out, with commas: '
-        'colour, occlude, blur, rescale, noise, jpeg, last_blur.',
-    ),
-    leave_out=(str, 'Families or sources, with commas, that training does not see.'),
-    balance=(float, '0: sources by their size; 1: all the same.'),
-    samples_per_epoch=(int, '0: as many as there are images.'),
-    train_on_all=(bool, 'Train on the held-out images too.'),
-    validation_samples=(int, 'Held-out images predicted after each epoch; 0: all.'),
-    workers=(int, 'Processes that load images.'),
-)
+# %% ../nbs/parts/cli_train.ipynb #c10b-recipeoptions
+def recipe_options() -> dict:  # name -> (type, help)
+    "The options of `train`: the fields of a `Recipe`."
+    told = meanings()
 
-# %% ../nbs/parts/cli_train.ipynb #c10b-fakeoptions
-FAKE_OPTIONS = dict(
-    blends=(float, 'Share of the fakes that are self-blended photographs.'),
-    latent_fakes=(
-        list[Path],
-        'An autoencoder: its encoder and its decoder, as --latent-fakes ENCODER '
-        '--latent-fakes DECODER. Training photographs then come in pairs with their '
-        'reconstructions.',
-    ),
-    latent_share=(float, 'Share of both classes that comes from such pairs.'),
-    latent_noise=(float, 'Noise in the latents, at most, in units of their spread.'),
-    latent_blended=(
-        float,
-        'Share of the reconstructions pasted back into a region of the face only.',
-    ),
-    latent_pairs=(
-        int,
-        'At most so many photographs get a reconstruction, evenly over the sources; 0: all.',
-    ),
-)
+    def as_option(word):
+        return f'--{word[1].replace("_", "-")}' if word[1] in told else word[1]
 
-# %% ../nbs/parts/cli_train.ipynb #c10b-netoptions
-NET_OPTIONS = dict(
-    arch=(str, 'timm name of the network.'),
-    init=(str, 'hub (ImageNet), a weights file, or random.'),
-    cutmix=(float, 'CutMix alpha; 0 is off.'),
-    epochs=(int, 'Epochs, of --samples-per-epoch images each.'),
-    freeze_epochs=(int, 'First epochs in which only the head learns.'),
-    bs=(int, 'Images a step.'),
-    lr=(float, 'Peak learning rate of the head.'),
-    lr_ratio=(float, 'How many times slower the earliest stages learn.'),
-    wd=(float, 'Weight decay.'),
-    smoothing=(float, 'Label smoothing.'),
-    ema=(float, 'Decay of the moving average of the weights; 0 is off.'),
-    drop=(float, 'Dropout before the head.'),
-    drop_path=(float, 'Stochastic depth.'),
-    seed=(int, 'Of order, augmentation, dropout.'),
-)
+    options = {}
+    for field in fields(Recipe):
+        default = field.default
+        shown = '' if default == '' or default is False else f' [default: {default}]'
+        options[field.name] = type(default), re.sub('`(.+?)`', as_option, told[field.name]) + shown
+    del options['crop']  # see --whole-image
+    options['latent_fakes'] = list[Path], options['latent_fakes'][1]
+    return options
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-runfolder
 RunFolder = Annotated[Path, typer.Option(help='Folder of the run; an unfinished one is resumed.')]
@@ -311,7 +265,7 @@ def recipe_fields(given: dict, whole_image: bool = False) -> dict:
 
 # %% ../nbs/parts/cli_train.ipynb #c10-traincmd
 @command
-@add_options({**DATA_OPTIONS, **FAKE_OPTIONS, **NET_OPTIONS})
+@add_options(recipe_options())
 def train(
     labels_file: LabelsFile,
     root: Root = None,
@@ -327,7 +281,6 @@ def train(
     """
     from face_future.devices import is_first
     from face_future.labels import Labels
-    from face_future.train import Recipe
     from face_future.train import train as run
 
     recipe = Recipe(**recipe_fields(given, whole_image))

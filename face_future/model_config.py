@@ -129,6 +129,11 @@ class ModelConfig(_Settings):
     extra: dict = field(default_factory=dict)  # where it comes from: recipe, evaluation, card, …
 
     @property
+    def stamp(self) -> str:
+        "Name and short checksum of the weights file, as captions name it: `faces a1e0b663729c`."
+        return f'{Path(self.name).stem} {self.sha256[:12]}'
+
+    @property
     def sign(self) -> float:
         "Second output minus first, times this, is the logit in the world's sense."
         inverted = (self.fake_means == 'photograph') != (self.classes == ['fake', 'real'])

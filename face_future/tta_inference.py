@@ -88,13 +88,8 @@ class Predictor:
 
     def __init__(
         self,
-        weights: str
-        | Path
-        | None = None,  # a file, a packaged name, or None for the default (see `find_weights`)
-        views: str
-        | list
-        | tuple
-        | None = None,  # see `get_views`; None: what the weights recommend
+        weights: str | Path | None = None,  # a file or packaged name, see `find_weights`
+        views: str | list | tuple | None = None,  # see `get_views`; None: the weights' own
         device: str | None = None,  # `cpu`, `cuda`; None takes a GPU if there is one
         settings: dict = None,  # what a bare state dict lacks (arch, preprocess, fake_means, …)
         whole_image: bool = False,  # crop the centre, whatever the weights were trained on
@@ -110,6 +105,12 @@ class Predictor:
         self.finder = FaceFinder()
         self.max_faces = max_faces
         self.sign = world_sign(self.settings)
+
+    def __repr__(self):
+        "Which weights these are, and how they predict."
+        what = 'faces' if self.preprocess.crop == 'face' else 'whole pictures'
+        how = f'{what} at {self.preprocess.size} px, views {", ".join(self.views)}'
+        return f'Predictor({self.settings.stamp}: {how}; {self.backend.name} on {self.device})'
 
     @property
     def model(self):

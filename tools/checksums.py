@@ -14,7 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'nbs' / 'reports' / 'results'
-STAMP = re.compile(r'\b(faces|challenge)(?:\.safetensors)?\W{1,3}(?:sha256 )?([0-9a-f]{12})')
+STAMP = re.compile(
+    r'\b(faces|challenge)(?:\.safetensors)?\W{1,12}(?:sha256\W{1,6})?([0-9a-f]{12})'
+)  # also in JSON
 
 
 def short(file):

@@ -38,7 +38,8 @@ assert find_spec('torch') is None, 'predicting and serving must not need PyTorch
 tracked = {f.name for f in (root / 'face_future' / 'weights').iterdir()}
 assert tracked == {f.name for f in (here / 'weights').iterdir()}, 'weights are missing'
 modules = {f.name for f in (root / 'face_future').glob('*.py')}
-assert modules == {f.name for f in here.glob('*.py')}, 'modules are missing, or too many'
+differ = modules ^ {f.name for f in here.glob('*.py')}
+assert not differ, f'only here, or only in the wheel: {", ".join(sorted(differ))}'
 print(f'face_future {release} is imported from its wheel, without PyTorch.')
 PYTHON
 "$bin/face_future" predict sample --out predictions
