@@ -29,6 +29,7 @@ from face_future.shards import (
     check_packages,
     counts,
     extend_plan,
+    file_of,
     finished,
     source_rows,
     sweep,
@@ -88,6 +89,7 @@ class Ahead:
 # %% ../nbs/parts/batch.ipynb #ba1-reader
 def _reader(addresses: list) -> tuple:  # pixels of number k (a path), its evidence; what ends it
     "How the pictures of a shard are read."
+    addresses = [file_of(a) for a in addresses]
     remote = [k for k, a in enumerate(addresses) if '://' in a]
     ahead = Ahead([addresses[k] for k in remote])
     place = {k: i for i, k in enumerate(remote)}

@@ -174,7 +174,7 @@ def list_pictures(
     if folder.is_file():
         listing.files.append(folder)
     elif not folder.is_dir():
-        raise FileNotFoundError(f'{printable(folder)}: no such folder.')
+        raise FileNotFoundError(f'{printable(folder)}: no such folder or file.')
     else:
         _walk(folder, recursive, listing)
     return listing
@@ -185,22 +185,28 @@ def _temporary(file: Path) -> Path:
     return file.with_name(f'.{file.name}.{uuid.uuid4().hex[:8]}.tmp')
 
 
-def _write_safely(file: Path, data) -> None:
-    "Write bytes, and return when the disk has them."
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, 'wb') as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
+def _write_safely(file: Path, data) -> Path:  # the temporary file beside `file`
+    "Write bytes, and return when the disk has them; an `OSError` names `file`, not another."
+    temporary = _temporary(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, 'wb') as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(e.errno, e.strerror, str(file)) from None
+    return temporary
 
 # %% ../nbs/parts/files.ipynb #fil-atomic-write
 def atomic_write(file: str | Path, content: str | bytes) -> Path:
     "Write under a temporary name, then `os.replace`; on failure the old file is left as it was."
     file = Path(file)
     data = content.encode('utf-8') if isinstance(content, str) else memoryview(content)
-    temporary = _temporary(file)
+    temporary = _write_safely(file, data)
     try:
-        _write_safely(temporary, data)
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -212,10 +218,10 @@ def write_set(contents: dict) -> None:
     encoded = {
         Path(f): c.encode('utf-8') if isinstance(c, str) else bytes(c) for f, c in contents.items()
     }
-    temporary = {f: _temporary(f) for f in encoded}
+    temporary = {}
     try:
         for f, data in encoded.items():
-            _write_safely(temporary[f], data)
+            temporary[f] = _write_safely(f, data)
         for f, tmp in temporary.items():
             os.replace(tmp, f)
     finally:

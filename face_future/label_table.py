@@ -225,12 +225,14 @@ def _read_meta(json_file: Path, fake_means: str | None, vouched: bool) -> dict:
     if not vouched and not {'root', 'label_source', 'fake_means'} <= set(meta):
         raise LabelError(
             f'{side.name} is missing, or not whole: '
-            'give fake_means= (what `fake` means there) and root='
+            'face_future labels writes both files; from Python, give fake_means= '
+            '(what `fake` means there) and root='
         )
     if not vouched and meta.get('rows_sha256') != sha256(json_file.read_bytes()):
         raise LabelError(
             f'{json_file.name} was changed after {side.name}: '
-            'give fake_means= and root=, and save it again'
+            'make both anew with face_future labels; from Python, give fake_means= and root=, and '
+            'save it again'
         )
     if fake_means not in (None, meta.get('fake_means', fake_means)):
         recorded = meta['fake_means']

@@ -47,7 +47,13 @@ def read_folders(
     given = {c: d for c, d in zip(CLASSES, (real_dir, fake_dir)) if d is not None}
     if not given:
         raise LabelError('no folder: give real_dir, fake_dir or both')
+    folders = [os.path.realpath(d) for d in given.values()]
     root = Path(os.path.commonpath([os.path.abspath(d) for d in given.values()]))
+    if len(folders) == 2 and os.path.commonpath(folders) in folders:
+        both = ' and '.join(map(str, given.values()))
+        raise LabelError(
+            f'{both}: one folder holds the other; give two (--real, --fake) side by side'
+        )
     rows = []
     for word, folder in given.items():
         if not (files := list_images(os.path.abspath(folder))):

@@ -116,5 +116,8 @@ def left_out(rows: pd.DataFrame, names: str) -> pd.Series:
     family = rows.family if 'family' in rows else rows.source
     known = {*family, *rows.source} - {''}
     if lost := names - known:
-        raise LabelError(f'no such family or source: {sorted(lost)}; there are {sorted(known)}')
+        there = f'there are {sorted(known)}' if known else 'the labels name none'
+        raise LabelError(
+            f'leave_out (--leave-out): no such family or source {sorted(lost)}; {there}'
+        )
     return rows.source.isin(names) | family.isin(names)

@@ -49,8 +49,10 @@ def read_state(file: str | Path) -> tuple[dict, dict | None]:  # tensors, and th
             return load_file(file), read_settings(file)
         state = torch.load(file, map_location='cpu', weights_only=True)
     except UNREADABLE as error:
+        # PyTorch's own words advise to run the code in the file.
+        why = error if isinstance(error, SafetensorError) else type(error).__name__
         raise WeightsError(
-            f'{file.name}: not a weights file we can read safely ({str(error).splitlines()[0]}). '
+            f'{file.name}: not a weights file we can read safely ({str(why).splitlines()[0]}). '
             'Give a state dict saved with torch.save, or safetensors.'
         ) from error
     return plain_state(state, file.name), None

@@ -220,6 +220,8 @@ def predict_files(
     evidence_of=file_evidence,  # called with a path, gives the evidence in it
 ) -> tuple:  # rows (a dict an image, see `picture_rows`), errors (dicts of file and error)
     "Predict many files; unreadable ones land among the errors."
+    if bs is not None and bs < 1:
+        raise ValueError(f'bs (--bs) {bs}: must be at least 1.')
     keep = keep or (lambda rows: None)
     files = [Path(f) for f in files]
     rows = dict(known or {})
@@ -271,7 +273,10 @@ def predict_folder(
     root = folder if recursive else None
     known = journal.rows(files)
     rows, errors = predict_files(predictor, files, bs, progress, root, known, journal.add)
-    write_predictions(rows, errors, out)
+    try:
+        write_predictions(rows, errors, out)
+    except OSError as e:
+        raise journal.kept(e) from None
     journal.done()
     return rows, errors
 
