@@ -174,6 +174,8 @@ class OpenVino:
             INFERENCE_NUM_THREADS=cpu_threads(),
             NUM_STREAMS=streams,
         )
+        if streams > 1:
+            options['ENABLE_CPU_PINNING'] = False  # decoders work on the same cores
         self.model = core.compile_model(str(file), 'CPU', options)
         self.local = threading.local()
 

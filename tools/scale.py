@@ -23,6 +23,8 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
+from face_future.batch import RAY_ENVIRONMENT
+
 RESULTS = Path(__file__).resolve().parents[1] / 'nbs' / 'reports' / 'results'
 ALONE = """
 import json, sys, time
@@ -125,7 +127,7 @@ def time_ray(cluster, address, source, workers, shard) -> dict:
     "What Ray does; memory after a fifth of the pictures and at the end, in MB."
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, '-c', RAY, str(source), out, str(workers), str(shard), address]
-        driver = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        driver = psutil.Popen(command, stdout=subprocess.DEVNULL)
         total = pq.read_metadata(source).num_rows
         seen, cpu = [], []
         while driver.poll() is None:
@@ -135,6 +137,8 @@ def time_ray(cluster, address, source, workers, shard) -> dict:
             if 0 < done < total:
                 cpu.append((processor_time(cluster) + processor_time(driver), done))
             time.sleep(0.5)
+        if driver.returncode:
+            raise SystemExit(f'The driver ended with {driver.returncode}, as it says above.')
         (w0, a0), (w1, a1) = seen[0], max(seen[len(seen) // 2 :])
         used = (cpu[-1][0] - cpu[0][0]) / max(1, cpu[-1][1] - cpu[0][1])
         found = dict(how=f'ray, {workers}', rate=slope(parts(out)), cpu_ms=1000 * used)
@@ -146,9 +150,12 @@ def time_ray(cluster, address, source, workers, shard) -> dict:
 def ray_here():
     "A Ray cluster on this machine: its process and its address."
     os.environ['RAY_AUTH_MODE'] = 'disabled'  # on the loopback, for as long as this takes
+    os.environ |= RAY_ENVIRONMENT  # a driver too: else it takes 127.0.0.1 for the outer address
     cluster = psutil.Popen([sys.executable, '-c', CLUSTER], stdout=subprocess.PIPE, text=True)
     try:
-        yield cluster, cluster.stdout.readline().strip()
+        if not (address := cluster.stdout.readline().strip()):
+            raise SystemExit('The cluster did not start, as it says above.')
+        yield cluster, address
     finally:
         for process in [*cluster.children(recursive=True), cluster]:
             process.kill()
