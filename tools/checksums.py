@@ -1,8 +1,8 @@
 """Which weights made a saved output or a table of results? Their short checksum says.
 
-A saved output made with packaged weights prints `faces ff87361e5f98`: the name of the weights and
-the first twelve hex digits of their sha256. A table in nbs/reports/results has a row in
-made_with.csv, which `make stamp TABLES=faces_scores.csv` writes after a new measurement.
+A saved output made with packaged weights names them in its caption, as `faces ff87361e5f98`: the
+name of the file and the first twelve hex digits of its sha256. A table in nbs/reports/results has
+a row in made_with.csv, which `make stamp TABLES=faces_scores.csv` writes after a new measurement.
 nbs/checks/house_rules.ipynb tells the story, and tests this file.
 """
 
@@ -14,9 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'nbs' / 'reports' / 'results'
-STAMP = re.compile(
-    r'\b(faces|challenge)(?:\.safetensors)?\W{1,12}(?:sha256\W{1,6})?([0-9a-f]{12})'
-)  # also in JSON
+# Also `faces.safetensors (sha256 …)`, as commands print it, and name and sha256 in JSON.
+STAMP = re.compile(r'\b(faces|challenge)(?:\.safetensors)?\W{1,12}(?:sha256\W{1,6})?([0-9a-f]{12})')
 
 
 def short(file):
