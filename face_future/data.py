@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'LARGEST_FILE', 'INTERPOLATIONS', 'ImageError', 'read_rgb', 'check_images', 'centre_crop_box',
-           'face_crop_box', 'Preprocess']
+           'face_crop_box', 'halved', 'Preprocess']
 
 # %% ../nbs/01_data.ipynb #d01-imports
 import io
@@ -188,13 +188,20 @@ INTERPOLATIONS = dict(
 )
 
 
+def halved(picture: np.ndarray, least: float) -> np.ndarray:
+    "A picture (H × W, or H × W × 3) halved as often as its longer side stays at `least` pixels."
+    while max(picture.shape[:2]) >= 2 * least and min(picture.shape[:2]) > 1:
+        picture = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    return picture
+
+
 def _resize(rgb, size, interpolation):
     "A square picture at `size` × `size`; `interpolation` is for enlarging only."
     side = rgb.shape[0]
     if side == size:
-        return rgb
+        return np.ascontiguousarray(rgb)
     how = cv2.INTER_AREA if side > size else INTERPOLATIONS[interpolation]
-    return cv2.resize(rgb, (size, size), interpolation=how)
+    return cv2.resize(halved(rgb, 4 * size), (size, size), interpolation=how)
 
 # %% ../nbs/01_data.ipynb #d01-levels
 @lru_cache
@@ -227,8 +234,7 @@ class Preprocess:
         "The crop of `rgb` (H × W × 3 uint8) round `box` (x, y, width, height), or its centre."
         h, w = rgb.shape[:2]
         x, y, s = centre_crop_box(h, w) if box is None else face_crop_box(box, self.margin, h, w)
-        crop = np.ascontiguousarray(rgb[y : y + s, x : x + s])
-        return _resize(crop, self.size, self.interpolation)
+        return _resize(rgb[y : y + s, x : x + s], self.size, self.interpolation)
 
     def __call__(
         self, rgb: np.ndarray, box: tuple | None = None

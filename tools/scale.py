@@ -225,6 +225,7 @@ def main():
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0)
     a = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster ends too
     if a.what == 'rate':
         rows = rate(a.pictures, a.n, a.rounds, a.shard)
     else:
