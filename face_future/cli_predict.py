@@ -284,7 +284,7 @@ def heatmap(
     source: HeatSource,
     weights: Weights = None,
     out: Annotated[Path, typer.Option(help='Folder for the pictures.')] = Path('heatmaps'),
-    n: Annotated[int, typer.Option(help='With a labels file: pictures to check.')] = 300,
+    n: Annotated[int, typer.Option(help='With a labels file: pictures to check.', min=1)] = 300,
     whole_image: WholeImage = False,
 ):
     """Paint where the network looked: orange speaks for fake, blue for real.
