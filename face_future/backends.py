@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'BACKENDS', 'find_graph', 'BackendMissing', 'cpu_threads', 'in_chunks', 'usable_device', 'Torch', 'Onnx',
-           'OpenVino', 'cpu_name', 'keep_order', 'known_order', 'make_backend']
+           'OpenVino', 'cpu_name', 'keep_order', 'known_order', 'check_backend', 'make_backend']
 
 # %% ../nbs/parts/backends.ipynb #b04b-imports
 import json
@@ -264,6 +264,12 @@ def _candidates(name, graph) -> list:
     return [name for name in known_order() if half or not name.endswith('bf16')]
 
 # %% ../nbs/parts/backends.ipynb #b04b-make
+def check_backend(name: str | None):
+    "A `BackendMissing` for a name that is none."
+    if name not in (None, *BACKENDS):
+        raise BackendMissing(f'backend {name!r}: choose one of {", ".join(BACKENDS)}.')
+
+
 def make_backend(
     file: str | Path,  # a weights file, or a graph
     settings: dict,  # complete, of that file
@@ -273,8 +279,7 @@ def make_backend(
     streams: int = 1,  # calls that may run at once
 ):  # called with a batch, it gives logit, features, map; has `.name`, `.device`, `.streams`
     "A backend for `file`; a `BackendMissing` says what to install."
-    if name not in (None, *BACKENDS):
-        raise BackendMissing(f'backend {name!r}: choose one of {", ".join(BACKENDS)}.')
+    check_backend(name)
     if name is None and (device not in (None, 'cpu') or (device is None and _has_gpu())):
         name = 'torch'
     graph = None if name == 'torch' else find_graph(file, settings['sha256'])

@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../nbs/09_cli.ipynb #c10-imports
-# Importing them registers their commands with `app`.
-from . import cli_evidence, cli_measure, cli_predict, cli_train
-from .cli_base import app
+try:  # importing them registers their commands with `app`
+    from face_future import cli_evidence, cli_measure, cli_predict, cli_train
+    from face_future.cli_base import app
+except KeyboardInterrupt:  # Ctrl-C before anything was begun
+    raise SystemExit(130) from None

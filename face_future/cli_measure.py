@@ -142,6 +142,8 @@ def evaluate(
 
     if scores and weights:
         raise ValueError('Give --weights or --scores, not both: the other one goes to --against.')
+    if scores and Path(scores).suffix.lower() != '.csv':
+        raise ValueError(f'--scores {scores}: must be a CSV; a weights file goes to --weights.')
     labels = Labels.load(labels_file, root)
     table, own, name = get_scores(scores or weights, labels, split, sys.stderr.isatty())
     threshold = own if threshold is None else threshold

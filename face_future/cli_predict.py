@@ -6,10 +6,12 @@
 __all__ = ['Pictures', 'Predictions', 'MaxFaces', 'Recursive', 'PREDICT_OPTIONS', 'BATCH_OPTIONS', 'HeatSource', 'SERVE_OPTIONS',
            'Host', 'Port', 'Workers', 'about', 'show_rows', 'show_errors', 'loaded_predictor', 'predict_resumably',
            'predict_batch', 'predict', 'check', 'paint_pictures', 'check_maps', 'heatmap', 'setting_option', 'serve',
-           'share_machine', 'prepare_serving', 'metrics_folder', 'make_supervisor', 'run_one', 'run_server']
+           'share_machine', 'prepare_serving', 'check_address', 'metrics_folder', 'make_supervisor', 'run_one',
+           'run_server']
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-imports
 import os
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -284,7 +286,7 @@ def heatmap(
     source: HeatSource,
     weights: Weights = None,
     out: Annotated[Path, typer.Option(help='Folder for the pictures.')] = Path('heatmaps'),
-    n: Annotated[int, typer.Option(help='With a labels file: pictures to check.')] = 300,
+    n: Annotated[int, typer.Option(help='With a labels file: pictures to check.', min=1)] = 300,
     whole_image: WholeImage = False,
 ):
     """Paint where the network looked: orange speaks for fake, blue for real.
@@ -346,6 +348,7 @@ def serve(host: Host = '127.0.0.1', port: Port = 8000, workers: Workers = 1, **g
         raise ValueError('Serving needs more packages: pip install "face_future[serve]".')
     given = {k: v for k, v in given.items() if v is not None}
     prepare_serving(given, workers)
+    check_address(host, port)
     address = f'http://{f"[{host}]" if ":" in host else host}:{port}'
     typer.echo(f'a page for people: {address}/    for programs: {address}/docs')
     timeout = given.get('timeout') or os.environ.get('FACE_FUTURE_TIMEOUT') or 30
@@ -367,9 +370,11 @@ def share_machine(workers: int):
 # %% ../nbs/parts/cli_predict.ipynb #c10-prepare
 def prepare_serving(given: dict, workers: int):
     "Put settings where worker processes find them; an error if they or the weights are wrong."
+    from face_future.backends import check_backend
     from face_future.credentials import trust_list
     from face_future.drain import drain_seconds
     from face_future.model_config import find_weights, read_settings
+    from face_future.tta_inference import get_views
 
     drain_seconds()  # a mistake in one of the two is said now
     trust_list()
@@ -378,7 +383,24 @@ def prepare_serving(given: dict, workers: int):
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     if workers > 1:
         share_machine(workers)
-    read_settings(find_weights(Settings.from_env().weights))
+    settings = Settings.from_env()
+    check_backend(settings.backend or None)
+    get_views(settings.views or 'flip')
+    read_settings(find_weights(settings.weights))
+
+# %% ../nbs/parts/cli_predict.ipynb #c10-address
+def check_address(host: str, port: int):
+    "An `OSError` with a sentence if nobody can listen there; nothing has been loaded yet."
+    flags = socket.AI_PASSIVE
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+        with socket.socket(*found[0][:2]) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(found[0][4])
+    except (OSError, UnicodeError) as e:
+        why = getattr(e, 'strerror', None) or 'no name of a host'
+        advice = 'choose another --host or --port.'
+        raise OSError(f'{printable(host)}, port {port}: {why}; {advice}') from None
 
 # %% ../nbs/parts/cli_predict.ipynb #c10-workersdef
 def metrics_folder() -> str:

@@ -195,8 +195,8 @@ def audit(
 @command
 def toy(
     dest: Annotated[Path, typer.Argument(help='Folder to make; gets real/ and fake/.')],
-    n: Annotated[int, typer.Option(help='Images in all.')] = 200,
-    size: Annotated[int, typer.Option(help='Side in pixels.')] = 32,
+    n: Annotated[int, typer.Option(help='Images in all.', min=2)] = 200,
+    size: Annotated[int, typer.Option(help='Side in pixels.', min=8)] = 32,
     seed: Annotated[int, typer.Option(help='Of the pictures.')] = 0,
 ):
     """Make a small data set whose fakes carry a trace that can be learnt.

@@ -116,6 +116,10 @@ class Processes:
             if decoder.process.returncode is None:
                 return decoder
             self.alive.discard(decoder)
+        return await self.fresh()
+
+    async def fresh(self) -> Decoder:
+        "A new one."
         decoder = await Decoder.start(self.detector)
         self.alive.add(decoder)
         return decoder
@@ -208,22 +212,31 @@ class Decoders:
     async def _decode(self, data, order, afterwards):
         "As `_ask`, with a place in the fast lane; a `Problem` stands in place of the fields."
         place = Place(self.lanes)
+        try:
+            answer = await self._once(self.processes.take, data, order, place)
+            if answer is None and place.fast:  # it may have died of something else: see once more
+                answer = await self._once(self.processes.fresh, data, order, place)
+            return answer or (refusal('truncated'), None)
+        finally:
+            place.leave()
+            if afterwards:
+                await afterwards()
+
+    async def _once(self, take, data, order, place):
+        "As `_decode`, by one process; None if that one ends."
         decoder = None
         try:
-            decoder = await self.processes.take()
+            decoder = await take()
             return await self._run(decoder, data, order, place)
         except _BROKEN as e:  # it died, could not start, or did not say what it should
             log.warning('a decoder ended: %s', type(e).__name__)
             if not decoder:
                 return busy(), None
             decoder.kill()
-            return refusal('truncated'), None
+            return None
         finally:
-            place.leave()
             if decoder:
                 self.processes.put_back(decoder, usable=place.fast)
-            if afterwards:
-                await afterwards()
 
     async def _run(self, decoder, data, order, place):
         "One process decodes one file, and is killed if it takes too much."

@@ -179,7 +179,7 @@ def read_rows(file: str | Path) -> list[dict]:
         rows = json.loads(Path(file).read_text(encoding='utf-8-sig'))
     except FileNotFoundError:
         raise LabelError(f'no such label file: {file}') from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise LabelError(f'{Path(file).name} is not JSON: {e}') from None
     if isinstance(rows, list) and all(isinstance(r, dict) for r in rows):
         return rows
@@ -218,10 +218,19 @@ def save(self: Labels, json_file: str | Path) -> Path:
     return json_file
 
 # %% ../nbs/parts/label_table.ipynb #lab-load
+def _read_facts(side: Path) -> dict:
+    "What a meta file holds; nothing where it is damaged."
+    try:
+        facts = json.loads(side.read_text(encoding='utf-8-sig'))
+    except (ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
 def _read_meta(json_file: Path, fake_means: str | None, vouched: bool) -> dict:
     "The meta file's facts; a `LabelError` if it lacks some, is stale, or contradicts `fake_means`."
     side = json_file.with_suffix('.meta.json')
-    meta = json.loads(side.read_text(encoding='utf-8')) if side.is_file() else {}
+    meta = _read_facts(side) if side.is_file() else {}
     if not vouched and not {'root', 'label_source', 'fake_means'} <= set(meta):
         raise LabelError(
             f'{side.name} is missing, or not whole: '

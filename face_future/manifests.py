@@ -75,7 +75,10 @@ def read_manifest(
     labels = Labels(df, csv.parent if root is None else root, 'manifest', fake_means)
     if any(f.exists() for f in labels.files):
         return labels
-    raise LabelError(f'not one of the {len(df)} files lies under {labels.root}: give root=')
+    raise LabelError(
+        f'not one of the {len(df)} files lies under {labels.root}: paths are taken from the '
+        'folder of the table; move it there, or, from Python, give root='
+    )
 
 # %% ../nbs/parts/manifests.ipynb #lab-merge
 def merge_labels(tables: list[Labels]) -> Labels:

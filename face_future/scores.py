@@ -64,6 +64,8 @@ def read_scores(
     name = Path(file).name
     _check_paths(got, name)
     columns = dict(score=to_numbers(got.score, name), verdict=to_verdicts(got, name))
+    if len(got) and columns['score'].isna().all():
+        raise ValueError(f'{name}: none of its {len(got)} rows has a score that is a number.')
     out = rows.merge(pd.DataFrame(dict(path=got.path, **columns)), 'left', 'path')
     if len(out) and out.score.isna().all():
         theirs = got.path.iloc[0] if len(got) else ''

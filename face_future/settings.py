@@ -175,7 +175,8 @@ def _misspelt(name, known):
 def _explain(e: ValidationError):
     "What is wrong, by the variables' names."
     return '; '.join(
-        f'{"FACE_FUTURE_" + str(x["loc"][0]).upper() if x["loc"] else "settings"}: {x["msg"]}'
+        f'{"FACE_FUTURE_" + str(x["loc"][0]).upper() if x["loc"] else "settings"}: '
+        + x['msg'].removeprefix('Value error, ')
         for x in e.errors()
     )
 

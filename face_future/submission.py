@@ -164,8 +164,8 @@ class Journal:
 def _read_rows(file) -> list:
     "The rows of a submission; a `ValueError` says why it is none."
     try:
-        rows = json.loads(Path(file).read_text(encoding='utf-8'))
-    except ValueError as e:
+        rows = json.loads(Path(file).read_text(encoding='utf-8-sig'))
+    except (ValueError, RecursionError) as e:
         raise ValueError(f'not JSON: {e}') from None
     listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
     if not listed or not all({'index', 'prediction'} <= row.keys() for row in rows):
