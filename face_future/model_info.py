@@ -65,7 +65,7 @@ class Loose(BaseModel):
 class Preprocessing(Loose):
     "From a picture to the network's input."
 
-    size: int = Field(description="Side of the network's input, pixels.")
+    size: Optional[int] = Field(None, description="Side of the network's input, pixels.")
     crop: str = Field('whole', description='whole, or face: a square round each face.')
     margin: Optional[float] = Field(
         None, description="Side of that square, in units of the face's longer side."
