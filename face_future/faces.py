@@ -260,7 +260,7 @@ class FaceFinder(YuNet):
     def find(self, rgb: np.ndarray) -> np.ndarray:  # N × 15: boxes, landmarks, scores
         "The faces, from as many passes as are needed."
         large = max(rgb.shape[:2]) > 2 * self.side and min(rgb.shape[:2]) >= SMALLEST
-        half = halved(rgb, max(rgb.shape[:2]) / 2) if large else rgb
+        half = halved(rgb, max(rgb.shape[:2]) / 2) if large else None
         hints = self._first(rgb, half)
         found = suppress(hints[hints[:, 14] > self.least], self.least)
         good = found[found[:, 14] >= self.sure]
@@ -272,7 +272,7 @@ class FaceFinder(YuNet):
 
     def _first(self, rgb, half):
         "The first pass, from the half-size picture where that is large enough for it."
-        if max(half.shape[:2]) < 1.5 * self.side:
+        if half is None or max(half.shape[:2]) < 1.5 * self.side:
             return _everywhere(self, rgb, self.side, HINT)
         return _everywhere(self, half, self.side, HINT) * np.float32([2] * 14 + [1])
 
