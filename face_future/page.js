@@ -101,7 +101,8 @@ function place(mark, image, left, top, width, height) {
 }
 
 function gauge(said, answer, title, number) {
-  const threshold = answer.threshold, low = lower(answer), said_lines = { p: percent(said.p_fake), low: percent(low), high: percent(threshold) };
+  const threshold = answer.threshold, low = lower(answer), close = [low, threshold].some(limit => percent(limit) === percent(said.p_fake)), shown = close ? p => format(p, fine) : percent;
+  const said_lines = { p: shown(said.p_fake), low: shown(low), high: shown(threshold) };
   const face = make('face'), meter = $('.gauge', face), who = $('.who', face);
   face.classList.add(said.verdict);
   if (number) { const b = document.createElement('b'); b.textContent = number; who.append(b, words(said)); } else who.remove();
