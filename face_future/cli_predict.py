@@ -143,7 +143,7 @@ PREDICT_OPTIONS = dict(
     views=(
         str,
         'single, flip, original, or names with commas; default: what the weights do best with. '
-        'For the packaged faces, single is half the work and costs some .002 of AUROC '
+        'For the packaged faces, single is half the work and costs some .005 of AUROC '
         '(chapter 04).',
     ),
     bs=(int, 'Images a batch; default: 8 on a CPU, 64 on a GPU.'),
