@@ -10,12 +10,15 @@ __all__ = ['APP', 'LARGEST', 'PIECES', 'EXIF_TAGS', 'XMP_FIELDS', 'LARGEST_XMP',
 import io
 import re
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from itertools import islice
 
 from defusedxml import ElementTree
 from PIL import ExifTags, Image
+
+warnings.filterwarnings('ignore', module=r'PIL\.')  # what is broken is passed over
 
 # %% ../nbs/parts/embedded.ipynb #eb-note
 @dataclass(frozen=True)

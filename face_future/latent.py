@@ -10,6 +10,7 @@ __all__ = ['Block', 'Clamp', 'encoder', 'decoder', 'Autoencoder', 'resized', 're
 import hashlib
 import io
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from .augment import face_mask
 from .data import ImageError, face_crop_box, read_rgb
 from .faces import Face, cache_file
 from .files import atomic_write
+
+# deprecated, but what people have
+warnings.filterwarnings('ignore', r'`torch\.jit\.(script|load)`', FutureWarning)
 
 # %% ../nbs/parts/latent.ipynb #e01e-block
 def _conv(n):
