@@ -33,7 +33,7 @@ def _refusal(image) -> ValueError:
     if isinstance(image, np.ndarray):
         what = f'an array {image.shape} of {image.dtype}'
     return ValueError(
-        'Give paths, bytes, Pillow images, or arrays of height × width (× 1, 3 or 4): '
+        'Give paths, bytes, open files, Pillow images, or arrays of height × width (× 1, 3 or 4): '
         f'uint8, or floats from 0 to 1. This is {what}.'
     )
 
@@ -51,11 +51,13 @@ def _array_pixels(x: np.ndarray) -> np.ndarray:  # H × W × 3, uint8
 
 # %% ../nbs/parts/prediction.ipynb #p04-pixels
 def as_pixels(
-    image,  # a path, bytes, a Pillow image, or an array H × W (× 1, 3, 4): uint8, or floats 0 to 1
+    image,  # a path, bytes, an open file, a Pillow image, or an array H × W (× 1, 3, 4)
 ) -> np.ndarray:  # H × W × 3, uint8, RGB
     "The pixels of a picture, which is never written to; a `ValueError` says what may be given."
     if isinstance(image, (str, Path, bytes)):
         return read_rgb(image)
+    if hasattr(image, 'read'):
+        return read_rgb(image.read())
     if isinstance(image, Image.Image):
         return _by_the_reader(ImageOps.exif_transpose(image))
     if not isinstance(image, np.ndarray):

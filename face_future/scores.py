@@ -16,7 +16,9 @@ from .tta_inference import Predictor, predict_files
 
 # %% ../nbs/parts/scores.ipynb #p07s-numbers
 def to_numbers(column, name: str) -> pd.Series:
-    "Text to numbers, decimal point or comma; nan where it is empty; `ValueError` for other words."
+    """Text to probabilities, decimal point or comma; nan where it is empty.
+
+    A `ValueError` for other words, and for what is not from 0 to 1."""
     numbers = pd.to_numeric(column.str.replace(',', '.', regex=False), errors='coerce')
     odd = column[numbers.isna() & ~column.str.lower().isin(['', 'nan', 'none', 'null', 'na'])]
     if len(odd):
@@ -24,7 +26,14 @@ def to_numbers(column, name: str) -> pd.Series:
             f'{name}: {len(odd)} scores are not numbers, {odd.iloc[0]!r} for one; '
             'leave those without a score empty.'
         )
-    return numbers.replace([np.inf, -np.inf], np.nan)
+    numbers = numbers.replace([np.inf, -np.inf], np.nan)
+    beyond = column[(numbers < 0) | (numbers > 1)]
+    if len(beyond):
+        raise ValueError(
+            f'{name}: a score is a probability of being fake, from 0 to 1; {len(beyond)} are not, '
+            f'{beyond.iloc[0]} for one. Turn logits into 1 / (1 + exp(-logit)) first.'
+        )
+    return numbers
 
 # %% ../nbs/parts/scores.ipynb #p07s-verdicts
 VERDICTS = 'real', 'fake', 'unsure', ''  # '': none was given

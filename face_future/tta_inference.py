@@ -12,9 +12,9 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
+from types import GeneratorType
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from .backends import cpu_threads, make_backend
@@ -139,11 +139,12 @@ class Predictor:
 
     def __call__(
         self,
-        images,  # a list of what `as_pixels` takes (paths, bytes, images, arrays), or one of them
+        images,  # a list of what `as_pixels` takes (paths, bytes, arrays, …), or one of them
     ) -> Prediction:
         "Predict a few pictures at once; an `ImageError` if one can't be read."
-        if isinstance(images, (str, Path, bytes, np.ndarray, Image.Image)):
-            images = [images]
+        images = list(images) if isinstance(images, (list, tuple, GeneratorType)) else [images]
+        if not images:
+            raise ValueError('No pictures were given: there is nothing to predict.')
         return self.predict([self.detect(as_pixels(i)) for i in images])
 
 # %% ../nbs/04_tta_inference.ipynb #p04-steps
