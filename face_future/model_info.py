@@ -19,6 +19,8 @@ from typing import Any, Optional
 from pydantic import BaseModel, ConfigDict, Field
 
 from . import __version__
+from .data import FORMATS
+from .headers import UPLOADS
 from .renamed import SETTINGS, with_old_names
 from .schemas import old_name_of
 from .selftest import checksums
@@ -111,6 +113,7 @@ class ServiceLimits(BaseModel):
     max_files: int
     max_faces: int
     timeout: float = Field(description='Seconds.')
+    formats: list[str] = Field([], description='File formats, as JPEG.')
     fetch_urls: bool = Field(False, description='May a picture be given by its address?')
 
 
@@ -168,7 +171,8 @@ def model_info(service) -> dict:  # fields of `ModelInfo`; `service`: a running 
         views=list(service.predictor.views),
         version=__version__,
     )
-    limits = {k: getattr(service.settings, k) for k in ServiceLimits.model_fields}
+    formats = [f for f in UPLOADS if f in FORMATS and f != 'MPO']
+    limits = {k: getattr(service.settings, k, formats) for k in ServiceLimits.model_fields}
     return dict(**with_old_names(about, SETTINGS), build=build(service.predictor), limits=limits)
 
 

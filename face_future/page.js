@@ -308,9 +308,9 @@ async function about() {
   if (!answer?.ok) return;
   const m = model = await answer.json();
   limits = m.limits; $('#linkform').hidden = !limits.fetch_urls; $('#limits').textContent = t('up_to', { mb: limits.max_body_mb });
+  $('[data-t=hint]').textContent = new Intl.ListFormat(LANGUAGE, { type: 'disjunction' }).format(limits.formats.map((f) => ({ WEBP: 'WebP', HEIF: 'HEIC' })[f] || f));
   $('#weights').textContent = `${t('weights')} ${m.name}, sha256 ${m.sha256.slice(0, 12)}…, ${t('version')} ${m.version} · `;
   for (const item of visit) rates(item.card);
-  if (m.card?.limits && LANGUAGE === 'en') $('#card-limits').textContent = m.card.limits.replace(/ *A verdict is a reason to look closer.*/, ''); // the page says so itself
 }
 
 $('#files').addEventListener('change', e => { add(e.target.files); e.target.value = ''; });

@@ -77,12 +77,12 @@ def heard():
         before = os.dup(2)
         os.dup2(f.fileno(), 2)
 
-        def said():
+        def text():
             f.flush()
             return os.pread(f.fileno(), os.fstat(f.fileno()).st_size, 0).decode(errors='replace')
 
         try:
-            yield said
+            yield text
         finally:
             os.dup2(before, 2)
             os.close(before)
