@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 'Rounds', 'Corruptions', 'MinCoverage', 'Runs',
            'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit', 'Perplexity', 'MapSeed',
-           'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'BenchOut', 'show_report', 'coverage_line',
-           'check_coverage', 'compare_with', 'write_corruptions', 'evaluate', 'show_left_out', 'left_out', 'card',
-           'numbers', 'show_map_figures', 'tsne', 'parity_line', 'export', 'bench_row', 'bench']
+           'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer', 'BenchOut', 'show_report',
+           'coverage_line', 'check_coverage', 'compare_with', 'write_corruptions', 'evaluate', 'show_left_out',
+           'left_out', 'card', 'numbers', 'show_map_figures', 'tsne', 'parity_line', 'export', 'bench_row', 'bench']
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-imports
 import json
@@ -372,6 +372,10 @@ Compiled = Annotated[
     bool,
     typer.Option('--compiled', help='Also PyTorch compiled (a minute or two to begin with).'),
 ]
+Peer = Annotated[
+    Optional[Path],
+    typer.Option(help='Another detector, as ONNX, to time beside ours: its network alone.'),
+]
 BenchOut = Annotated[
     Optional[Path],
     typer.Option(help='Write the table here, as CSV; the layers and the folder beside it.'),
@@ -385,6 +389,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help='How often the cases take turns.')] = 5,
     seconds: Annotated[float, typer.Option(help='For each case, each round.')] = 1.0,
     compiled: Compiled = False,
+    peer: Peer = None,
     out: BenchOut = None,
 ):
     """Time every backend, in turn, against the original submission's way; remember the fastest.
@@ -396,7 +401,7 @@ def bench(
     from face_future.speed import run_bench
     from face_future.submission import folder_images
 
-    table = run_bench(folder_images(folder), weights, rounds, seconds, compiled, out)
+    table = run_bench(folder_images(folder), weights, rounds, seconds, compiled, out, peer=peer)
     shown = Table('what', 'batch', 'images/s', 'p50 ms', 'p95 ms', 'share of peak')
     for r in table.itertuples():
         shown.add_row(*bench_row(r))

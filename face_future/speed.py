@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ORIGINAL', 'ORIGINAL_VIEWS', 'KINDS', 'predict_original', 'matmul', 'matmul_onnx', 'count_flops', 'case',
-           'take_turns', 'limit_cases', 'at_once', 'backend_cases', 'network_cases', 'training_step', 'gpu_cases',
-           'original_cases', 'folder_cases', 'large_cases', 'folder_shares', 'conv_work', 'layers', 'machine',
-           'keep_record', 'add_shares', 'run_bench']
+           'take_turns', 'limit_cases', 'at_once', 'backend_cases', 'network_cases', 'peer_cases', 'training_step',
+           'gpu_cases', 'original_cases', 'folder_cases', 'large_cases', 'folder_shares', 'conv_work', 'layers',
+           'machine', 'keep_record', 'add_shares', 'run_bench']
 
 # %% ../nbs/parts/speed.ipynb #v08b-imports
 import copy
@@ -228,6 +228,37 @@ def network_cases(
     cases.append(_wide_case(model))
     if compiled:
         cases += _compiled_cases(model, x, batches, gflop)
+    return cases
+
+# %% ../nbs/parts/speed.ipynb #v18-peer-input
+def _peer_input(given, size):
+    "Name, shape without the batch, and type of a network's one input; open sides are `size`."
+    if len(given) != 1 or len(given[0].shape) != 4 or 'float' not in given[0].type:
+        raise ValueError('A peer takes one batch of pictures, as numbers of 32 or 16 bits.')
+    sides = given[0].shape[1:]
+    usual = (size, size, 3) if sides[-1] == 3 else (3, size, size)
+    shape = [n if isinstance(n, int) else u for n, u in zip(sides, usual)]
+    return given[0].name, shape, np.float16 if '16' in given[0].type else np.float32
+
+# %% ../nbs/parts/speed.ipynb #v18-peer
+def peer_cases(
+    file: str | Path,  # an `.onnx` file of another detector, with one input: a batch of pictures
+    size: int = 224,  # pixels of a side that the file leaves open
+    batches=(1, 8),
+) -> list[dict]:
+    "Another detector's network alone, by ONNX Runtime; a batch that it can't take is left out."
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = cpu_threads()
+    session = ort.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    name, shape, kind = _peer_input(session.get_inputs(), size)
+    fixed = session.get_inputs()[0].shape[0]
+    cases = []
+    for n in [fixed] if isinstance(fixed, int) else batches:
+        x = np.random.default_rng(0).normal(size=(n, *shape)).astype(kind)
+        run = partial(session.run, None, {name: x})
+        cases.append(case(run, n, what=f'peer {Path(file).stem}', batch=n))
     return cases
 
 # %% ../nbs/parts/speed.ipynb #v08b-gpuways
@@ -570,6 +601,7 @@ def run_bench(
     compiled: bool = False,  # also PyTorch compiled; takes a minute or two to begin with
     out: str | Path | None = None,  # CSV to write; what goes with it lands beside it
     width: int = 4000,  # longer side of the large pictures, pixels
+    peer: str | Path | None = None,  # another detector, see `peer_cases`
 ) -> pd.DataFrame:  # as from `take_turns`, and gflop (an image), gflop_s, share of the limit
     "The benchmark: every case in turns; remembers the order of the backends, fastest first."
     facts = machine()
@@ -582,6 +614,7 @@ def run_bench(
         ),  # emulated bf16 takes minutes, and limits nothing
         *alone,
         *gpu_cases(model, settings['preprocess']['size']),
+        *(peer_cases(peer) if peer else []),
         *original_cases(file, settings, model, files),
         *folder_cases(file, files),
     ]
