@@ -219,6 +219,23 @@ def _manifest_finding(manifest, step):
         manifest['says'], code, 'c2pa', short(who), short(value), manifest['signed'], text
     )
 
+# %% ../nbs/parts/evidence.ipynb #ev-unchecked
+def _unchecked_finding(store: bytes):
+    "A finding from a manifest that nothing here can check."
+    named = re.findall(rb'digitalsourcetype/(\w{1,60})', store)
+    kinds = list(dict.fromkeys(k.decode('ascii', 'replace') for k in named[:100]))
+    says = next((s for k in kinds if (s := SOURCE_TYPES.get(k))), 'neutral')
+    text = f'It carries a C2PA manifest ({", ".join(kinds) or "content not read"}). '
+    text += _SEALS['unchecked']
+    return Finding(says, 'manifest', 'c2pa', '', ', '.join(kinds), 'unchecked', text)
+
+
+def _unreadable(where, why):
+    "A note that could not be read."
+    return _plain(
+        'neutral', 'unreadable', where, '', why, f'What is in {where} could not be read: {why}.'
+    )
+
 
 def _manifest_findings(data):
     "What the manifests of a file say."
@@ -229,19 +246,7 @@ def _manifest_findings(data):
     if HAVE_C2PA:
         return [_manifest_finding(s, k) for k, s in enumerate(history(read_store(data)))]
     at = data.find(b'jumdc2pa')
-    named = re.findall(rb'digitalsourcetype/(\w{1,60})', data[at : at + size])
-    kinds = list(dict.fromkeys(k.decode('ascii', 'replace') for k in named[:100]))
-    says = next((s for k in kinds if (s := SOURCE_TYPES.get(k))), 'neutral')
-    text = f'It carries a C2PA manifest ({", ".join(kinds) or "content not read"}). '
-    text += _SEALS['unchecked']
-    return [Finding(says, 'manifest', 'c2pa', '', ', '.join(kinds), 'unchecked', text)]
-
-
-def _unreadable(where, why):
-    "A note that could not be read."
-    return _plain(
-        'neutral', 'unreadable', where, '', why, f'What is in {where} could not be read: {why}.'
-    )
+    return [_unchecked_finding(data[at : at + size])]
 
 # %% ../nbs/parts/evidence.ipynb #ev-blocks
 def _note_findings(note, data, rgb):
