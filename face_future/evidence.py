@@ -153,10 +153,7 @@ def _field_findings(where, pairs):
         elif finding := _text_finding(where, name, text):
             yield finding
 
-# %% ../nbs/parts/evidence.ipynb #ev-thumb
-ALIKE = 0.6  # correlation below which a thumbnail shows something else
-
-
+# %% ../nbs/parts/evidence.ipynb #ev-likeness
 def _squares(im):
     "A picture as a grey square of 24 × 24, without its black borders."
     grey = im.convert('L').resize((96, 96))
@@ -171,6 +168,9 @@ def _likeness(small, large) -> float:  # correlation, -1 to 1; 1 where a picture
         return 1.0
     turned = [np.rot90(a, k).ravel() for k in range(4)]
     return max(float(np.corrcoef(t, b.ravel())[0, 1]) for t in turned)
+
+# %% ../nbs/parts/evidence.ipynb #ev-thumb
+ALIKE = 0.6  # correlation below which a thumbnail shows something else
 
 
 def _thumbnail_finding(thumbnail, data, rgb):
