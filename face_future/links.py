@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PORTS', 'REDIRECTS', 'is_public', 'checked_url', 'resolve', 'all_public', 'make_backend', 'check_client',
-           'picture_of', 'follow', 'told', 'Links']
+           'picture_of', 'follow', 'as_problems', 'Links']
 
 # %% ../nbs/parts/links.ipynb #li-imports
 import asyncio
@@ -170,8 +170,8 @@ async def follow(
 
 # %% ../nbs/parts/links.ipynb #li-errors
 @contextmanager
-def told(seconds: float):  # that it may take
-    "Tells what goes wrong on the way as a `Problem`."
+def as_problems(seconds: float):  # that it may take
+    "Raise what goes wrong on the way as a `Problem`."
     import httpcore2
 
     try:
@@ -217,5 +217,5 @@ class Links:
     async def fetch(self, url: str) -> bytes:
         "The bytes at an address, or a `Problem`."
         known = dict(network_backend=self.backend, ssl_context=self.ssl_context)
-        with told(self.seconds):
+        with as_problems(self.seconds):
             return await asyncio.wait_for(follow(url, self.limit, **known), self.seconds)
