@@ -154,16 +154,7 @@ def predict_shard(predictor, plan: Plan, shard: str) -> dict:  # shard, pictures
     write_shard(plan, shard, rows)
     return dict(shard=shard, pictures=len(rows), errors=sum('error' in row for row in rows))
 
-# %% ../nbs/parts/batch.ipynb #ba1-environment
-RAY_ENVIRONMENT = dict(
-    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER='0',  # all ports on the loopback
-    RAY_prestart_worker_first_driver='0',  # no processes that nobody asked for
-    RAY_enable_worker_prestart='0',
-    RAY_worker_niceness='0',  # as much of the machine as `predict` gets; else a busy one starves it
-    RAY_BACKEND_LOG_LEVEL='fatal',  # what is wrong is said by an exception
-)
-
-
+# %% ../nbs/parts/batch.ipynb #ba1-tryhere
 def _children() -> set:
     return set(psutil.Process().children(recursive=True))
 
@@ -187,7 +178,7 @@ def _try_here(ray):
                 process.kill()
         raise
 
-
+# %% ../nbs/parts/batch.ipynb #ba1-starthere
 def _start_here(ray, tries: int = 4):
     "Start Ray on this machine; it gives itself half a minute, which a busy machine may exceed."
     for k in range(tries):
@@ -196,6 +187,15 @@ def _start_here(ray, tries: int = 4):
         except Exception as e:
             if k == tries - 1:
                 raise OSError(f'Ray could not be started on this machine: {e}') from e
+
+# %% ../nbs/parts/batch.ipynb #ba1-environment
+RAY_ENVIRONMENT = dict(
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER='0',  # all ports on the loopback
+    RAY_prestart_worker_first_driver='0',  # no processes that nobody asked for
+    RAY_enable_worker_prestart='0',
+    RAY_worker_niceness='0',  # as much of the machine as `predict` gets; else a busy one starves it
+    RAY_BACKEND_LOG_LEVEL='fatal',  # what is wrong is said by an exception
+)
 
 
 def start_ray(address: str = None) -> None:

@@ -210,6 +210,17 @@ def _levels(mean, std):
     levels = np.arange(256, dtype=np.float32)[:, None] / 255
     return np.ascontiguousarray(((levels - np.float32(mean)) / np.float32(std)).T)
 
+
+def _check(p):
+    "A `ValueError` for settings that can't work."
+    if p.interpolation not in INTERPOLATIONS:
+        known = ', '.join(INTERPOLATIONS)
+        raise ValueError(f'interpolation {p.interpolation!r}: choose one of {known}.')
+    if p.crop not in ('whole', 'face'):
+        raise ValueError(f'crop {p.crop!r}: choose whole or face.')
+    if p.size < 32:
+        raise ValueError(f'size {p.size}: the network needs at least 32 pixels.')
+
 # %% ../nbs/01_data.ipynb #d01-preprocess
 @dataclass(frozen=True)
 class Preprocess:
@@ -248,14 +259,3 @@ class Preprocess:
         x = np.asarray(x, np.float32).transpose(1, 2, 0)
         x = x * np.float32(self.std) + np.float32(self.mean)
         return (x * 255).round().clip(0, 255).astype(np.uint8)
-
-
-def _check(p):
-    "A `ValueError` for settings that can't work."
-    if p.interpolation not in INTERPOLATIONS:
-        known = ', '.join(INTERPOLATIONS)
-        raise ValueError(f'interpolation {p.interpolation!r}: choose one of {known}.')
-    if p.crop not in ('whole', 'face'):
-        raise ValueError(f'crop {p.crop!r}: choose whole or face.')
-    if p.size < 32:
-        raise ValueError(f'size {p.size}: the network needs at least 32 pixels.')

@@ -153,10 +153,7 @@ def _field_findings(where, pairs):
         elif finding := _text_finding(where, name, text):
             yield finding
 
-# %% ../nbs/parts/evidence.ipynb #ev-thumb
-ALIKE = 0.6  # correlation below which a thumbnail shows something else
-
-
+# %% ../nbs/parts/evidence.ipynb #ev-likeness
 def _squares(im):
     "A picture as a grey square of 24 × 24, without its black borders."
     grey = im.convert('L').resize((96, 96))
@@ -171,6 +168,9 @@ def _likeness(small, large) -> float:  # correlation, -1 to 1; 1 where a picture
         return 1.0
     turned = [np.rot90(a, k).ravel() for k in range(4)]
     return max(float(np.corrcoef(t, b.ravel())[0, 1]) for t in turned)
+
+# %% ../nbs/parts/evidence.ipynb #ev-thumb
+ALIKE = 0.6  # correlation below which a thumbnail shows something else
 
 
 def _thumbnail_finding(thumbnail, data, rgb):
@@ -219,6 +219,23 @@ def _manifest_finding(manifest, step):
         manifest['says'], code, 'c2pa', short(who), short(value), manifest['signed'], text
     )
 
+# %% ../nbs/parts/evidence.ipynb #ev-unchecked
+def _unchecked_finding(store: bytes):
+    "A finding from a manifest that nothing here can check."
+    named = re.findall(rb'digitalsourcetype/(\w{1,60})', store)
+    kinds = list(dict.fromkeys(k.decode('ascii', 'replace') for k in named[:100]))
+    says = next((s for k in kinds if (s := SOURCE_TYPES.get(k))), 'neutral')
+    text = f'It carries a C2PA manifest ({", ".join(kinds) or "content not read"}). '
+    text += _SEALS['unchecked']
+    return Finding(says, 'manifest', 'c2pa', '', ', '.join(kinds), 'unchecked', text)
+
+
+def _unreadable(where, why):
+    "A note that could not be read."
+    return _plain(
+        'neutral', 'unreadable', where, '', why, f'What is in {where} could not be read: {why}.'
+    )
+
 
 def _manifest_findings(data):
     "What the manifests of a file say."
@@ -229,19 +246,7 @@ def _manifest_findings(data):
     if HAVE_C2PA:
         return [_manifest_finding(s, k) for k, s in enumerate(history(read_store(data)))]
     at = data.find(b'jumdc2pa')
-    named = re.findall(rb'digitalsourcetype/(\w{1,60})', data[at : at + size])
-    kinds = list(dict.fromkeys(k.decode('ascii', 'replace') for k in named[:100]))
-    says = next((s for k in kinds if (s := SOURCE_TYPES.get(k))), 'neutral')
-    text = f'It carries a C2PA manifest ({", ".join(kinds) or "content not read"}). '
-    text += _SEALS['unchecked']
-    return [Finding(says, 'manifest', 'c2pa', '', ', '.join(kinds), 'unchecked', text)]
-
-
-def _unreadable(where, why):
-    "A note that could not be read."
-    return _plain(
-        'neutral', 'unreadable', where, '', why, f'What is in {where} could not be read: {why}.'
-    )
+    return [_unchecked_finding(data[at : at + size])]
 
 # %% ../nbs/parts/evidence.ipynb #ev-blocks
 def _note_findings(note, data, rgb):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Problem', 'busy', 'host_name', 'allowed_host', 'allowed_origin', 'foreign', 'no_room', 'BodyMemory',
-           'declared_length', 'too_large', 'too_slow', 'Body', 'drain', 'request_id', 'Guard', 'bad_form',
+           'declared_length', 'too_large', 'too_slow', 'Messages', 'Body', 'drain', 'request_id', 'Guard', 'bad_form',
            'read_uploads']
 
 # %% ../nbs/parts/guard.ipynb #g06-imports
@@ -154,49 +154,62 @@ def too_slow(patience: float):  # seconds
     message = f'The upload took longer than {patience:g} s; try again over a better connection.'
     return Problem(408, 'upload_too_slow', message)
 
+# %% ../nbs/parts/guard.ipynb #g06-messagesdef
+class Messages:
+    "A request's messages, as long as its time is not up and nobody stops it."
+
+    def __init__(self, receive, patience: float):  # ASGI; seconds for all of them
+        self.receive = receive
+        self.patience = patience
+        self.end = time.monotonic() + patience
+        self.stopped = False
+        self.waiting = None  # for the next message
+
+    async def next(self) -> dict:
+        "The next message; a `Problem` if it does not come in time, or is not waited for."
+        self.waiting = asyncio.ensure_future(self.receive())
+        try:
+            return await asyncio.wait_for(self.waiting, max(0.001, self.end - time.monotonic()))
+        except asyncio.TimeoutError:
+            raise too_slow(self.patience) from None
+        except asyncio.CancelledError:
+            if self.stopped:
+                raise no_room() from None
+            raise
+
+    def stop(self):
+        "Wait no longer."
+        self.stopped = True
+        if self.waiting:
+            self.waiting.cancel()
+
 # %% ../nbs/parts/guard.ipynb #g06-bodydef
 class Body:
     "One request's body on its way in."
 
     def __init__(self, headers: Mapping, receive, memory, max_body: int, patience: float):
         self.headers = headers
-        self._receive = receive
+        self.messages = Messages(receive, patience)
         self.memory = memory
         self.max_body = max_body
-        self.patience = patience
-        self.end = time.monotonic() + patience
         self.got = 0  # bytes that are counted in `memory`
         self.done = False
-        self.evicted = False
-        self.waiting = None  # for the next message
 
     async def receive(self) -> dict:  # an ASGI message
         "The next message, counted; a `Problem` where a limit is passed."
         if self.done:
-            return await self._receive()
+            return await self.messages.receive()
         if declared_length(self.headers) > self.max_body:
             raise too_large(self.max_body)
-        message = await self._next()
+        message = await self.messages.next()
         self._count(len(message.get('body', b'')))
         self.done = not message.get('more_body')
         if self.done:
             self.memory.complete(self)
         return message
 
-    async def _next(self):
-        "Wait for a message, until time is up or the body is evicted."
-        self.waiting = asyncio.ensure_future(self._receive())
-        try:
-            return await asyncio.wait_for(self.waiting, max(0.001, self.end - time.monotonic()))
-        except asyncio.TimeoutError:
-            raise too_slow(self.patience) from None
-        except asyncio.CancelledError:
-            if self.evicted:
-                raise no_room() from None
-            raise
-
     def _count(self, n):
-        if self.evicted:
+        if self.messages.stopped:
             raise no_room()
         if self.got + n > self.max_body:
             raise too_large(self.max_body)
@@ -204,10 +217,8 @@ class Body:
 
     def evict(self):
         "Give the memory back, and stop waiting."
-        self.evicted = True
         self.memory.free(self)
-        if self.waiting:
-            self.waiting.cancel()
+        self.messages.stop()
 
 # %% ../nbs/parts/guard.ipynb #g06-draindef
 async def drain(body, seconds: float = 1) -> bool:  # can the connection go on?
@@ -218,7 +229,7 @@ async def drain(body, seconds: float = 1) -> bool:  # can the connection go on?
     left = body.max_body
     while not body.done and left > 0 and (wait := end - time.monotonic()) > 0:
         try:
-            message = await asyncio.wait_for(body._receive(), wait)
+            message = await asyncio.wait_for(body.messages.receive(), wait)
         except asyncio.TimeoutError:
             break
         left -= len(message.get('body', b''))
@@ -246,6 +257,14 @@ async def _send_problem(problem, rid, send):
     response = JSONResponse(problem.body(rid), problem.status, problem.headers)
     await response({'type': 'http'}, None, send)
 
+# %% ../nbs/parts/guard.ipynb #g06-dresseddef
+async def _dressed(message: dict, body: Body, rid: str) -> dict:
+    "A message of an answer; the first gets the headers, once the body is out of the way."
+    if message['type'] != 'http.response.start':
+        return message
+    closing = [] if await drain(body) else [(b'connection', b'close')]
+    return {**message, 'headers': [*message.get('headers', []), *_headers(rid), *closing]}
+
 # %% ../nbs/parts/guard.ipynb #g06-guarddef
 class Guard:
     "ASGI middleware: request ids, limits on bodies, hosts and origins, headers of every answer."
@@ -271,18 +290,13 @@ class Guard:
             return await self.app(scope, receive, send)
         body = Body(Headers(scope=scope), receive, self.memory, **self.limits)
         rid = request_id(body.headers)
-        scope.setdefault('state', {})['request_id'] = (
-            rid  # a handler outside the guard needs it too
-        )
+        # a handler outside the guard needs it too
+        scope.setdefault('state', {})['request_id'] = rid
         if scope['method'] == 'HEAD':
             scope = {**scope, 'method': 'GET'}  # the server drops the body
 
         async def answer(message):
-            if message['type'] == 'http.response.start':
-                closing = [] if await drain(body) else [(b'connection', b'close')]
-                headers = [*message.get('headers', []), *_headers(rid), *closing]
-                message = {**message, 'headers': headers}
-            await send(message)
+            await send(await _dressed(message, body, rid))
 
         try:
             if problem := foreign(scope['method'], body.headers, **self.known):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PORTS', 'REDIRECTS', 'is_public', 'checked_url', 'resolve', 'all_public', 'make_backend', 'check_client',
-           'picture_of', 'Links']
+           'picture_of', 'follow', 'as_problems', 'Links']
 
 # %% ../nbs/parts/links.ipynb #li-imports
 import asyncio
 import socket
+from contextlib import contextmanager
 from importlib.util import find_spec
 from ipaddress import IPv6Address, ip_address, ip_network
 from urllib.parse import quote, urljoin, urlsplit
@@ -92,9 +93,11 @@ def all_public(addresses: list) -> list:
     return addresses
 
 # %% ../nbs/parts/links.ipynb #li-pinned
-def make_backend(resolve, dial):
+def make_backend(resolve, dial=None):  # see `Links`
     "What opens the client's connections: `resolve` a name, check all addresses, `dial` one."
     import httpcore2
+
+    dial = dial or httpcore2.AnyIOBackend().connect_tcp
 
     class Pinned(httpcore2.AsyncNetworkBackend):
         async def connect_tcp(self, host, port, timeout=None, **options):
@@ -143,10 +146,45 @@ async def picture_of(response, limit: int) -> bytes:  # limit: bytes
             raise _too_many_bytes(limit)
     return bytes(data)
 
-# %% ../nbs/parts/links.ipynb #li-links
+# %% ../nbs/parts/links.ipynb #li-follow
 _ASK = {'User-Agent': 'face_future', 'Accept': 'image/*', 'Accept-Encoding': 'identity'}
 
 
+async def follow(
+    url: str,
+    limit: int,  # bytes
+    **connections,  # of httpcore2's pool: `network_backend`, `ssl_context`
+) -> bytes:
+    "The bytes at an address, after some redirects; each is checked as the first one was."
+    import httpcore2
+
+    for _ in range(1 + REDIRECTS):
+        url = checked_url(url)
+        async with httpcore2.AsyncConnectionPool(**connections) as pool:  # no connection is kept
+            async with pool.stream('GET', url, headers=_ASK) as response:
+                if response.status not in _MOVED:
+                    return await picture_of(response, limit)
+                headers = {k.lower(): v for k, v in response.headers}
+        url = urljoin(url, headers.get(b'location', b'').decode('latin1'))
+    raise Problem(422, 'link_moved', 'That address leads on and on; copy the last one.')
+
+# %% ../nbs/parts/links.ipynb #li-errors
+@contextmanager
+def as_problems(seconds: float):  # that it may take
+    "Raise what goes wrong on the way as a `Problem`."
+    import httpcore2
+
+    try:
+        yield
+    except asyncio.TimeoutError:
+        message = f'That address did not answer within {seconds:g} s.'
+        raise Problem(422, 'link_slow', message) from None
+    except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException):
+        raise _unreachable() from None
+    except (OSError, UnicodeError, ValueError):  # of TLS, or of a malformed redirect
+        raise _unreachable() from None
+
+# %% ../nbs/parts/links.ipynb #li-links
 class Links:
     "Fetches pictures by their addresses; some at a time, each kept in memory only."
 
@@ -163,8 +201,7 @@ class Links:
         self.limit = limit
         self.seconds = seconds
         self.places = asyncio.Semaphore(at_once)
-        self.resolve = resolve
-        self.dial = dial
+        self.backend = make_backend(resolve, dial)
         self.ssl_context = ssl_context
 
     async def __aenter__(self):
@@ -179,30 +216,6 @@ class Links:
 
     async def fetch(self, url: str) -> bytes:
         "The bytes at an address, or a `Problem`."
-        import httpcore2
-
-        try:
-            return await asyncio.wait_for(self._follow(url), self.seconds)
-        except asyncio.TimeoutError:
-            message = f'That address did not answer within {self.seconds:g} s.'
-            raise Problem(422, 'link_slow', message) from None
-        except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException):
-            raise _unreachable() from None
-        except (OSError, UnicodeError, ValueError):  # of TLS, or of a malformed redirect
-            raise _unreachable() from None
-
-    async def _follow(self, url):
-        "The bytes at an address, after some redirects; each is checked as the first one was."
-        import httpcore2
-
-        backend = make_backend(self.resolve, self.dial or httpcore2.AnyIOBackend().connect_tcp)
-        known = dict(network_backend=backend, ssl_context=self.ssl_context)
-        for _ in range(1 + REDIRECTS):
-            url = checked_url(url)
-            async with httpcore2.AsyncConnectionPool(**known) as pool:  # no connection is kept
-                async with pool.stream('GET', url, headers=_ASK) as response:
-                    if response.status not in _MOVED:
-                        return await picture_of(response, self.limit)
-                    headers = {k.lower(): v for k, v in response.headers}
-            url = urljoin(url, headers.get(b'location', b'').decode('latin1'))
-        raise Problem(422, 'link_moved', 'That address leads on and on; copy the last one.')
+        known = dict(network_backend=self.backend, ssl_context=self.ssl_context)
+        with as_problems(self.seconds):
+            return await asyncio.wait_for(follow(url, self.limit, **known), self.seconds)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOUBTS', 'as_pixels', 'usable_preprocess', 'Crops', 'detect_crops', 'Scores', 'CropVerdicts', 'Prediction',
-           'world_sign', 'views_disagree', 'make_prediction', 'picture_rows']
+           'world_sign', 'views_disagree', 'make_prediction', 'picture_rows', 'error_row']
 
 # %% ../nbs/parts/prediction.ipynb #p04a-imports
 import io
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from .data import Preprocess, read_rgb
+from .data import ImageError, Preprocess, read_rgb
 from .faces import DETECTOR, FaceFinder, quality_issue
 from .files import printable
 from .model_config import WeightsError, calibrated, threshold_for
@@ -281,3 +281,13 @@ def picture_rows(
         row['faces_left_out'] = int(p.left_out[deciding])
         rows.append(row)
     return rows
+
+# %% ../nbs/parts/prediction.ipynb #p04a-error
+def error_row(file: Path, e: Exception) -> dict:  # file, error
+    "What was wrong with a file, in a sentence."
+    sentence = f'{printable(file.name)}: {getattr(e, "strerror", None) or type(e).__name__}.'
+    if isinstance(e, ImageError):
+        sentence = str(e)
+    elif file.is_symlink() and not file.exists():
+        sentence = f'{printable(file.name)}: a link that leads nowhere.'
+    return dict(file=printable(file.name), error=sentence)

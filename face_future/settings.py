@@ -9,9 +9,16 @@ __all__ = ['OPEN_TO_ALL', 'OTHERS', 'listed', 'ModelSettings', 'LimitSettings', 
 import difflib
 import os
 import re
-from typing import Optional
+from typing import Annotated, Optional
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from .guard import host_name
 
@@ -89,14 +96,42 @@ class LimitSettings(BaseModel):
             )
         return self
 
-# %% ../nbs/parts/settings.ipynb #e06-accesssettings
+# %% ../nbs/parts/settings.ipynb #t06-keys
 OPEN_TO_ALL = 'without one the service would be open to all'
 
 
+def _keys(text: str) -> str:
+    if text and not listed(text):
+        raise ValueError(f'there is no key in it; {OPEN_TO_ALL}: give a key, or leave it out')
+    return text
+
+
+def _store(url: str) -> str:
+    if url and not re.match('rediss?://.', url):
+        raise ValueError(f'{url!r} is no address of Redis; one looks like redis://host:6379')
+    return url
+
+# %% ../nbs/parts/settings.ipynb #t06-origins
+def _origins(text: str) -> str:
+    origins = [o.rstrip('/') for o in listed(text)]
+    for o in origins:
+        if o != '*' and not re.fullmatch(r'https?://[^/\s]+', o):
+            raise ValueError(f'{o!r} is no origin; one looks like https://news.example')
+    return ','.join(origins)
+
+
+def _hosts(text: str) -> str:
+    for h in listed(text):
+        if h != '*' and host_name(h) != h.lower():
+            example = 'one looks like faces.example, without scheme, port or path'
+            raise ValueError(f'{h!r} is no host name; {example}')
+    return text.lower()
+
+# %% ../nbs/parts/settings.ipynb #e06-accesssettings
 class AccessSettings(BaseModel):
     "Who may ask, and how often."
 
-    api_keys: str = Field(
+    api_keys: Annotated[str, AfterValidator(_keys)] = Field(
         '',
         description='Keys, with commas, one of which a request must carry as X-API-Key; none: '
         'open to all.',
@@ -104,22 +139,21 @@ class AccessSettings(BaseModel):
     rate: float = Field(
         0, ge=0, description='Requests a minute that each client may make; 0: no limit.'
     )
-    rate_store: str = Field(
+    rate_store: Annotated[str, AfterValidator(_store)] = Field(
         '',
         description='Redis server in which all replicas count the rate together, as '
         'redis://host:6379; default: each for itself.',
     )
-    cors: str = Field(
+    cors: Annotated[str, AfterValidator(_origins)] = Field(
         '',
         description='Web origins, with commas, whose pages may ask from a browser; none: only our '
         'own page.',
     )
-    hosts: str = Field(
+    hosts: Annotated[str, AfterValidator(_hosts)] = Field(
         '',
         description='Host names, with commas, that the service goes by, or *; addresses and names '
         'without a dot always are.',
     )
-
     fetch_urls: bool = Field(
         False,
         description='A picture may be given by its address, if that is public; it is fetched.',
@@ -127,38 +161,6 @@ class AccessSettings(BaseModel):
     json_logs: bool = Field(
         False, description='Logs as lines of JSON with the id of each request, one a request.'
     )
-
-    @field_validator('api_keys')
-    @classmethod
-    def _keys(cls, text):
-        if text and not listed(text):
-            raise ValueError(f'there is no key in it; {OPEN_TO_ALL}: give a key, or leave it out')
-        return text
-
-    @field_validator('rate_store')
-    @classmethod
-    def _store(cls, url):
-        if url and not re.match('rediss?://.', url):
-            raise ValueError(f'{url!r} is no address of Redis; one looks like redis://host:6379')
-        return url
-
-    @field_validator('cors')
-    @classmethod
-    def _origins(cls, text):
-        origins = [o.rstrip('/') for o in listed(text)]
-        for o in origins:
-            if o != '*' and not re.fullmatch(r'https?://[^/\s]+', o):
-                raise ValueError(f'{o!r} is no origin; one looks like https://news.example')
-        return ','.join(origins)
-
-    @field_validator('hosts')
-    @classmethod
-    def _hosts(cls, text):
-        for h in listed(text):
-            if h != '*' and host_name(h) != h.lower():
-                example = 'one looks like faces.example, without scheme, port or path'
-                raise ValueError(f'{h!r} is no host name; {example}')
-        return text.lower()
 
 # %% ../nbs/parts/settings.ipynb #t06-misspelt
 OTHERS = [  # variables of the command line

@@ -21,20 +21,21 @@ from .backends import cpu_threads, make_backend
 from .data import ImageError, read_rgb
 from .evidence import brief, evidence
 from .faces import FaceFinder
-from .files import check_writable, file_indices, printable
+from .files import check_writable
 from .model_config import complete, find_weights, read_settings
 from face_future.prediction import (
     DOUBTS,
     Prediction,
     as_pixels,
     detect_crops,
+    error_row,
     make_prediction,
     picture_rows,
     usable_preprocess,
     world_sign,
 )
 from .renamed import VIEWS as OLD_VIEWS
-from .submission import RESULTS, Journal, folder_images, write_predictions
+from .submission import RESULTS, Journal, folder_images, indexed, write_predictions
 
 _all_ = ['DOUBTS', 'Prediction']  # they belong to what a `Predictor` gives
 
@@ -148,16 +149,6 @@ class Predictor:
         return self.predict([self.detect(as_pixels(i)) for i in images])
 
 # %% ../nbs/04_tta_inference.ipynb #p04-steps
-def _error_row(file: Path, e: Exception) -> dict:
-    "What was wrong with a file, in a sentence."
-    sentence = f'{printable(file.name)}: {getattr(e, "strerror", None) or type(e).__name__}.'
-    if isinstance(e, ImageError):
-        sentence = str(e)
-    elif file.is_symlink() and not file.exists():
-        sentence = f'{printable(file.name)}: a link that leads nowhere.'
-    return dict(file=printable(file.name), error=sentence)
-
-
 def file_evidence(file: Path) -> str:
     "What a file says of itself, in a few words; it never changes a verdict."
     with suppress(OSError):
@@ -175,7 +166,7 @@ def _predict_batch(
         try:
             crops[file] = predictor.detect(read(file))
         except (ImageError, OSError, MemoryError) as e:
-            errors.append(_error_row(file, e))
+            errors.append(error_row(file, e))
     if not crops:
         return [], errors
     with slots:
@@ -186,6 +177,12 @@ def _predict_batch(
     return rows, errors
 
 # %% ../nbs/04_tta_inference.ipynb #p04-inorder
+def _batches(files: list, bs: int, workers: int) -> list:
+    "Batches of `bs` files, or of fewer, so that each worker gets one."
+    bs = max(1, min(bs, -(-len(files) // workers)))
+    return [files[i : i + bs] for i in range(0, len(files), bs)]
+
+
 def _in_order(
     pool,  # a `ThreadPoolExecutor`
     work,  # called with a batch, gives (rows, errors)
@@ -227,13 +224,11 @@ def predict_files(
     files = [Path(f) for f in files]
     rows = dict(known or {})
     errors = []
-    todo = [f for f in files if f not in rows]
     streams = predictor.backend.streams
     slots = threading.Semaphore(streams)
     workers = max(streams, cpu_threads()) + 1
     bs = bs or (8 if str(predictor.device) == 'cpu' else 64)
-    bs = max(1, min(bs, -(-len(todo) // workers)))  # a batch for each thread, at least
-    batches = [todo[i : i + bs] for i in range(0, len(todo), bs)]
+    batches = _batches([f for f in files if f not in rows], bs, workers)
     bar = tqdm(total=len(files), initial=len(rows), unit='image', disable=not progress)
 
     def work(batch):
@@ -247,16 +242,7 @@ def predict_files(
                 rows |= {Path(r['path']): r for r in new}
                 errors += bad
                 bar.update(len(new) + len(bad))
-    return _indexed(rows, files, root), errors
-
-
-def _indexed(rows: dict, files: list, root) -> list:
-    "The rows in the order of the files, each with the index, name and path that it has today."
-    return [
-        {**rows[f], 'index': index, 'file': printable(f.name), 'path': str(f)}
-        for f, index in zip(files, file_indices(files, root))
-        if f in rows
-    ]
+    return indexed(rows, files, root), errors
 
 # %% ../nbs/04_tta_inference.ipynb #p04-predictfolder
 def predict_folder(

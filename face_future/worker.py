@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'PIPE', 'FREE', 'PROGRAM', 'ENVIRONMENT', 'pack', 'read_message', 'widen', 'make_detector', 'detector_of',
-           'make_toy_detector', 'summary', 'prepare', 'answer', 'work', 'start_process', 'Decoder']
+           'make_toy_detector', 'summary', 'prepare', 'answer', 'work', 'start_process', 'read_reply', 'send_order',
+           'Decoder']
 
 # %% ../nbs/parts/worker.ipynb #w06-imports
 import asyncio
@@ -194,6 +195,22 @@ async def start_process(detector: list):  # see `detector_of`
         start_new_session=True,
     )
 
+# %% ../nbs/parts/worker.ipynb #w06-talk
+async def read_reply(stream) -> tuple:  # (fields, bytes)
+    "The next message of a process; an `EOFError` where it ends."
+    text, data = HEAD.unpack(await stream.readexactly(HEAD.size))
+    fields = json.loads(await stream.readexactly(text))
+    return fields, await stream.readexactly(data)
+
+
+async def send_order(stream, order: dict, data: bytes) -> None:
+    "Write an order and its file to a process, a MB at a time."
+    stream.write(pack(order, data))
+    view = memoryview(data)
+    for at in range(0, len(data), 2**20):
+        stream.write(view[at : at + 2**20])
+        await stream.drain()
+
 # %% ../nbs/parts/worker.ipynb #d6b-process
 class Decoder:
     "A process that decodes; one order at a time."
@@ -208,26 +225,16 @@ class Decoder:
         "A process, once it is ready."
         self = cls(await start_process(detector))
         try:
-            await asyncio.wait_for(self.read(), seconds)
+            await asyncio.wait_for(read_reply(self.process.stdout), seconds)
         except BaseException:
             self.kill()
             raise
         return self
 
-    async def read(self) -> tuple:  # (fields, bytes)
-        "The next message."
-        text, data = HEAD.unpack(await self.process.stdout.readexactly(HEAD.size))
-        fields = json.loads(await self.process.stdout.readexactly(text))
-        return fields, await self.process.stdout.readexactly(data)
-
     async def ask(self, order: dict, data: bytes) -> tuple:  # (fields, bytes)
         "Have a file decoded."
-        self.process.stdin.write(pack(order, data))
-        view = memoryview(data)
-        for at in range(0, len(data), 2**20):
-            self.process.stdin.write(view[at : at + 2**20])
-            await self.process.stdin.drain()
-        return await self.read()
+        await send_order(self.process.stdin, order, data)
+        return await read_reply(self.process.stdout)
 
     def usage(self) -> tuple:  # (seconds of processor time, bytes of memory)
         "What the process has used so far."
