@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from . import __version__
 from .admission import RATE_HEADERS, Timed, admission, service_of
-from .bodies import described, read_pictures
+from .bodies import described, known_options, read_pictures
 from face_future.connections import (
     Protocol,  # noqa: F401  (the server is told to look for it here)
     calm_loop,
@@ -39,9 +39,9 @@ from .service import Service, load_predictor
 from .settings import Settings, listed
 
 # %% ../nbs/06_api.ipynb #a06-form
-predicting = APIRouter()
+predicting = APIRouter(dependencies=[Depends(known_options)])
 facts = APIRouter()
-linked = APIRouter()  # only where addresses are fetched
+linked = APIRouter(dependencies=[Depends(known_options)])  # only where addresses are fetched
 Explain = Query(False, description='Add heat maps.')
 Preview = Query(
     False, description='Add a small JPEG of what a browser may not show: HEIC, a frame.'
