@@ -173,9 +173,9 @@ class OpenVino:
             INFERENCE_PRECISION_HINT=precision,
             INFERENCE_NUM_THREADS=cpu_threads(),
             NUM_STREAMS=streams,
+            # else each process binds its first thread to the first core, whoever works there
+            ENABLE_CPU_PINNING=False,
         )
-        if streams > 1:
-            options['ENABLE_CPU_PINNING'] = False  # decoders work on the same cores
         self.model = core.compile_model(str(file), 'CPU', options)
         self.local = threading.local()
 
