@@ -4,7 +4,8 @@ PICTURES is a folder of photographs; each is taken several times, under other na
 `predict` and Ray with two workers and with one in turn, and takes the rate between the first part
 that was finished and the last, so that starting doesn't count. `kills` ends workers and the driver
 with SIGKILL at random moments, goes on until all is predicted, and compares what is there with what
-was asked for. Both write a table into nbs/reports/results.
+was asked for. Both write a table into nbs/reports/results, or
+to --out.
 """
 
 import argparse
@@ -140,7 +141,8 @@ def time_ray(cluster, address, source, workers, shard) -> dict:
         if driver.returncode:
             raise SystemExit(f'The driver ended with {driver.returncode}, as it says above.')
         (w0, a0), (w1, a1) = seen[0], max(seen[len(seen) // 2 :])
-        used = (cpu[-1][0] - cpu[0][0]) / max(1, cpu[-1][1] - cpu[0][1])
+        last = max(cpu)  # a worker that has ended takes its time with it
+        used = (last[0] - cpu[0][0]) / max(1, last[1] - cpu[0][1])
         found = dict(how=f'ray, {workers}', rate=slope(parts(out)), cpu_ms=1000 * used)
         mb = dict(worker_early=w0, worker_late=w1, all_early=a0, all_late=a1)
         return found | {k: round(v / 1e6) for k, v in mb.items()}
@@ -161,16 +163,16 @@ def ray_here():
             process.kill()
 
 
-def rate(folder, n, rounds, shard) -> list:
+def rate(folder, n, rounds, shard, workers) -> list:
     "A row for each run; the ways take turns."
     with tempfile.TemporaryDirectory() as place, ray_here() as (cluster, address):
         source = table(folder, n, Path(place))
         rows = []
         for k in range(rounds):
             ways = [time_alone(source.with_suffix('.txt'))]
-            ways += [time_ray(cluster, address, source, w, shard) for w in (2, 1)]
+            ways += [time_ray(cluster, address, source, w, shard) for w in workers]
             rows += [dict(round=k, images=n) | way for way in ways]
-            print(*rows[-3:], sep='\n', flush=True)
+            print(*rows[-len(ways) :], sep='\n', flush=True)
         return rows
 
 
@@ -221,16 +223,18 @@ def main():
     parser.add_argument('pictures')
     parser.add_argument('--n', type=int, default=1000)
     parser.add_argument('--rounds', type=int, default=2)
+    parser.add_argument('--workers', type=int, nargs='+', default=[2, 1], help='to take turns')
     parser.add_argument('--shard', type=int, default=32)
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--out', type=Path, help='table to write')
     a = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster ends too
     if a.what == 'rate':
-        rows = rate(a.pictures, a.n, a.rounds, a.shard)
+        rows = rate(a.pictures, a.n, a.rounds, a.shard, a.workers)
     else:
         rows = kills(a.pictures, a.n, a.kills, a.shard, a.seed)
-    with (RESULTS / f'scale_{a.what}.csv').open('w', newline='') as f:
+    with (a.out or RESULTS / f'scale_{a.what}.csv').open('w', newline='') as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(k for row in rows for k in row)))
         writer.writeheader()
         writer.writerows(rows)
