@@ -22,7 +22,8 @@ from .pieces import pieces_problem
 
 # %% ../nbs/parts/headers.ipynb #h06-refusals
 log = logging.getLogger('face_future')
-UPLOADS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'AVIF', 'HEIF')
+_KINDS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'AVIF', 'HEIF')
+UPLOADS = [f for f in _KINDS if f in FORMATS]  # HEIF: where its package is installed
 REFUSED = dict(
     empty=(422, 'The file is empty.'),
     truncated=(422, 'The file is damaged or cut off; send it again, or save it anew first.'),
@@ -78,7 +79,7 @@ def webp_size(data: bytes) -> tuple:  # width, height; 0, 0 where it can't be to
 # %% ../nbs/parts/headers.ipynb #h06-opendef
 def _open_header(data):
     "A picture whose header is read and whose pixels are not."
-    return Image.open(io.BytesIO(data), formats=[f for f in UPLOADS if f in FORMATS])
+    return Image.open(io.BytesIO(data), formats=UPLOADS)
 
 # %% ../nbs/parts/headers.ipynb #h06-memory
 def memory_needed(data: bytes) -> int:  # bytes
@@ -132,7 +133,7 @@ def decode(
     "Decode an upload that may be anything."
     check_pieces(data)
     try:
-        rgb = read_frame(data, frame, max_pixels, [f for f in UPLOADS if f in FORMATS])
+        rgb = read_frame(data, frame, max_pixels, UPLOADS)
     except ImageError as e:
         raise refusal(e.code if e.code in REFUSED else 'truncated', max_pixels) from None
     except MemoryError:

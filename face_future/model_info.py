@@ -19,7 +19,6 @@ from typing import Any, Optional
 from pydantic import BaseModel, ConfigDict, Field
 
 from . import __version__
-from .data import FORMATS
 from .headers import UPLOADS
 from .renamed import SETTINGS, with_old_names
 from .schemas import old_name_of
@@ -171,8 +170,8 @@ def model_info(service) -> dict:  # fields of `ModelInfo`; `service`: a running 
         views=list(service.predictor.views),
         version=__version__,
     )
-    formats = [f for f in UPLOADS if f in FORMATS and f != 'MPO']
-    limits = {k: getattr(service.settings, k, formats) for k in ServiceLimits.model_fields}
+    limits = {k: getattr(service.settings, k) for k in ServiceLimits.model_fields if k != 'formats'}
+    limits['formats'] = [f for f in UPLOADS if f != 'MPO']  # which people know as JPEG
     return dict(**with_old_names(about, SETTINGS), build=build(service.predictor), limits=limits)
 
 

@@ -246,12 +246,15 @@ def peer_cases(
     size: int = 224,  # pixels of a side that the file leaves open
     batches=(1, 8),
 ) -> list[dict]:
-    "Another detector's network alone, by ONNX Runtime; a batch that it can't take is left out."
+    "Another detector's network alone, by ONNX Runtime; a `ValueError` if it can't be run so."
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = cpu_threads()
-    session = ort.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    try:
+        session = ort.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    except Exception as e:  # ONNX Runtime has many kinds of its own
+        raise ValueError(f'--peer {file}: no graph that ONNX Runtime can load ({e}).') from None
     name, shape, kind = _peer_input(session.get_inputs(), size)
     fixed = session.get_inputs()[0].shape[0]
     cases = []
@@ -605,6 +608,7 @@ def run_bench(
 ) -> pd.DataFrame:  # as from `take_turns`, and gflop (an image), gflop_s, share of the limit
     "The benchmark: every case in turns; remembers the order of the backends, fastest first."
     facts = machine()
+    others = peer_cases(peer) if peer else []  # first: it may be wrong
     file = find_weights(weights)
     model, settings = load_weights(file)
     alone = network_cases(file, settings, model, compiled)
@@ -614,7 +618,7 @@ def run_bench(
         ),  # emulated bf16 takes minutes, and limits nothing
         *alone,
         *gpu_cases(model, settings['preprocess']['size']),
-        *(peer_cases(peer) if peer else []),
+        *others,
         *original_cases(file, settings, model, files),
         *folder_cases(file, files),
     ]

@@ -9,12 +9,13 @@ __all__ = ['VIEWS', 'UNDO', 'VIEW_SETS', 'get_views', 'mean_map', 'Predictor', '
 # %% ../nbs/04_tta_inference.ipynb #p04-imports
 import threading
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from types import GeneratorType
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from .backends import cpu_threads, make_backend
@@ -143,7 +144,10 @@ class Predictor:
         images,  # a list of what `as_pixels` takes (paths, bytes, arrays, …), or one of them
     ) -> Prediction:
         "Predict a few pictures at once; an `ImageError` if one can't be read."
-        images = list(images) if isinstance(images, (list, tuple, GeneratorType)) else [images]
+        one = isinstance(images, (str, bytes, Path, np.ndarray, Image.Image)) or hasattr(
+            images, 'read'
+        )
+        images = [images] if one or not isinstance(images, Iterable) else list(images)
         if not images:
             raise ValueError('No pictures were given: there is nothing to predict.')
         return self.predict([self.detect(as_pixels(i)) for i in images])
