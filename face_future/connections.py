@@ -83,11 +83,13 @@ class Protocol(H11Protocol):
 
 # %% ../nbs/parts/connections.ipynb #n06-calm
 def calm_loop():
-    "Have the running event loop complain of connections that can't be accepted once a minute only."
+    "Have the running event loop complain of connections it can't accept once a minute at most."
     last = -60.0
 
     def complain(loop, context):
         nonlocal last
+        if '_start_serving' in context['message']:
+            return  # one more try to accept, after the server was stopped
         error = context.get('exception')
         if not isinstance(error, OSError) or 'accept' not in context['message']:
             return loop.default_exception_handler(context)
