@@ -42,6 +42,7 @@ from face_future.callbacks import (
     ProgressiveResize,
     SeedEpoch,
     StopOnNaN,
+    fit_flat,
 )
 from .data import Preprocess
 from .devices import devices, in_shares, is_first, on_all_devices, share_of
@@ -53,6 +54,7 @@ from .metrics import auroc_error, score
 from .model import create_model, split_params
 from .provenance import provenance
 from .recipe import Recipe, check_limits
+from .teachers import Distill, load_teachers
 from .training_rows import check_classes, get_rows
 
 _all_ = [Recipe]  # a part's, offered here too
@@ -142,7 +144,7 @@ def _callbacks(recipe):
 
 # %% ../nbs/03_train.ipynb #t03-getlearner
 def get_learner(dls, recipe: Recipe) -> Learner:
-    "A `Learner` with everything of the recipe but the files it writes."
+    "A `Learner` with everything of the recipe but its teachers and the files it writes."
     set_seed(recipe.seed, reproducible=False)
     drop = dict(drop_rate=recipe.drop, drop_path_rate=recipe.drop_path)
     net = create_model(recipe.arch, recipe.init, **drop)
@@ -188,7 +190,8 @@ def _fit(learn, checkpoint, recipe, progress):
     silent = nullcontext() if progress else learn.no_logging()
     rates = slice(recipe.lr / recipe.lr_ratio, recipe.lr)
     with quiet, silent, on_all_devices(learn, recipe.freeze_epochs > 0):
-        learn.fit_one_cycle(recipe.epochs, rates, start_epoch=start)
+        fit = learn.fit_one_cycle if recipe.schedule == 'one_cycle' else partial(fit_flat, learn)
+        fit(recipe.epochs, rates, start_epoch=start)
 
 # %% ../nbs/03_train.ipynb #t03-trainfn
 def train(
@@ -202,15 +205,18 @@ def train(
 ) -> Path:  # the best weights, `model_best.safetensors`
     "Train, resume, keep the best; raises `ValueError` for a recipe or labels that can't work."
     check_recipe(recipe)
+    preprocess = _preprocess(recipe)
+    teachers = load_teachers(recipe.teachers, preprocess, labels.fake_means)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    preprocess = _preprocess(recipe)
     rows = get_rows(labels, recipe, progress)
     check_classes(rows)
     dls = get_loaders(rows, labels.root, recipe, preprocess, labels.fake_means)
     learn = get_learner(dls, recipe)
     settings = {**provenance(labels, rows, recipe, preprocess), 'about': about}
     checkpoint = Checkpoint(out, recipe, settings)
+    if teachers:
+        learn.add_cb(Distill(teachers, recipe.teacher_share))
     learn.add_cbs([checkpoint, StopOnNaN(), *cbs])
     _fit(learn, checkpoint, recipe, progress)
     if not is_first():
