@@ -3,7 +3,7 @@
 const $ = (q, at = document) => at.querySelector(q);
 const make = id => { const made = $('#' + id).content.firstElementChild.cloneNode(true); translate(made); return made; };
 const style = new Intl.NumberFormat(LANGUAGE, { style: 'percent', maximumFractionDigits: 0 }), fine = new Intl.NumberFormat(LANGUAGE, { style: 'percent', minimumFractionDigits: 1, maximumFractionDigits: 1 });
-const format = (p, f) => LANGUAGE === 'en' ? f.format(p).replace('%', ' %') : f.format(p);
+const format = (p, f) => LANGUAGE === 'en' ? f.format(p).replace('%', '\u00a0%') : f.format(p);
 const percent = p => p >= 0.9995 ? `${t('over')} ${format(0.999, fine)}` : p > 0 && p < 0.0005 ? `${t('under')} ${format(0.001, fine)}` : format(p, p > 0.99 || p < 0.01 ? fine : style);
 const ATONCE = 2, TRIES = 4, MANY = 6;
 const lower = a => a.lower_threshold;
@@ -313,12 +313,13 @@ function small(item) { // with the boxes of several faces
   canvas.width = image.naturalWidth * times; canvas.height = image.naturalHeight * times;
   const pen = canvas.getContext('2d'), faces = item.answer?.faces || [], scale = canvas.width / (item.answer?.image.width || 1);
   pen.drawImage(image, 0, 0, canvas.width, canvas.height);
-  pen.font = 'bold 13px sans-serif'; pen.textBaseline = 'top';
+  const size = Math.max(13, Math.round(canvas.width / 24)); // legible on paper
+  pen.font = `bold ${size}px sans-serif`; pen.textBaseline = 'top';
   for (const [i, { box }] of (faces.length > 1 ? faces : []).entries()) {
     const x = Math.max(1, box.left * scale), y = Math.max(1, box.top * scale), number = String(i + 1);
-    pen.strokeStyle = '#fff'; pen.lineWidth = 3; pen.strokeRect(x, y, box.width * scale, box.height * scale);
-    pen.strokeStyle = '#111'; pen.lineWidth = 1; pen.strokeRect(x, y, box.width * scale, box.height * scale);
-    pen.fillStyle = '#fff'; pen.fillRect(x, y, pen.measureText(number).width + 6, 16); pen.fillStyle = '#111'; pen.fillText(number, x + 3, y + 2);
+    pen.strokeStyle = '#fff'; pen.lineWidth = 4; pen.strokeRect(x, y, box.width * scale, box.height * scale);
+    pen.strokeStyle = '#111'; pen.lineWidth = 1.5; pen.strokeRect(x, y, box.width * scale, box.height * scale);
+    pen.fillStyle = '#fff'; pen.fillRect(x, y, pen.measureText(number).width + 6, size + 3); pen.fillStyle = '#111'; pen.fillText(number, x + 3, y + 2);
   }
   return canvas.toDataURL('image/jpeg', 0.8);
 }
@@ -329,7 +330,7 @@ function report() {
   const told = (said, a) => relied(said) ? shower(said, a)(said.p_fake) : t('not_relied', { p: percent(said.p_fake) }), weights = a => `${a.model.name}, SHA-256 ${a.model.sha256}`;
   const answers = visit.map(item => item.answer).filter(Boolean), same = new Set(answers.map(weights)).size === 1; // weights and thresholds stand above then
   const lines = a => line(t('thresholds'), called(a.faces, a)) + line(t('weights'), weights(a));
-  const each = a => a.faces.length > 1 ? a.faces.map((f, i) => line(t('face_n', { n: i + 1 }), `${told(f, a)} ${words(f)}. ${f.unsure_reasons.map(reason).join(' ')}`)).join('') : a.faces.length || a.verdict !== 'unsure' ? line(t('p_fake'), told(a.faces[0] || a, a)) : '';
+  const each = a => a.faces.length > 1 ? a.faces.map((f, i) => line(t('face_n', { n: i + 1 }), `${told(f, a)} – ${words(f)}. ${f.unsure_reasons.map(reason).join(' ')}`)).join('') : a.faces.length || a.verdict !== 'unsure' ? line(t('p_fake'), told(a.faces[0] || a, a)) : '';
   const sections = visit.map(item => {
     const a = item.answer, picture = small(item), text = q => $(q, item.card).textContent;
     const table = a ? [each(a), same ? '' : lines(a), line(t('size'), `${n.format(a.image.width)} × ${n.format(a.image.height)}, ${n.format(a.image.bytes)} B`), a.image.frames > 1 ? line(t('frame'), t('frames', { frame: a.image.frame, all: a.image.frames })) : '', line(t('checksum'), a.image.sha256)].join('') : '';
@@ -348,6 +349,7 @@ async function about() {
   limits = m.limits; $('#linkform').hidden = !limits.fetch_urls; $('#limits').textContent = t('up_to', { mb: limits.max_body_mb });
   $('[data-t=hint]').textContent = new Intl.ListFormat(LANGUAGE, { type: 'disjunction' }).format(limits.formats.map((f) => ({ WEBP: 'WebP', HEIF: 'HEIC' })[f] || f));
   $('#weights').textContent = `${t('weights')} ${m.name}, sha256 ${m.sha256.slice(0, 12)}…, ${t('version')} ${m.version} · `;
+  $('#errs').textContent = errs(); $('#errs').hidden = !errs();
   for (const item of visit) rates(item);
 }
 
