@@ -258,7 +258,10 @@ function errs(verdict) { // of one verdict, or altogether
   const values = { n_real: n.format(alarms.n_real), n_fake: n.format(found.n_fake), alarms: range(alarms), found: range(found), miss: miss && rough(miss) };
   return t(verdict === 'fake' ? 'rates_fake' : verdict === 'real' && over === 'mean' ? 'rates_real' : 'rates', values);
 }
-function mix() { const f = figure('recall'); return f ? t('mix', { share: rough(f.n_fake / (f.n_real + f.n_fake)) }) : ''; }
+function mix() { // how far these figures carry
+  const f = figure('recall'), same = f && model.guarantee?.images === model.evaluation.images;
+  return f ? [same && t('same_pictures'), t('mix', { share: rough(f.n_fake / (f.n_real + f.n_fake)) })].filter(Boolean).join(' ') : '';
+}
 function rates(item) { const p = $('.rates', item.card); p.textContent = item.answer ? errs(item.answer.verdict) : ''; p.hidden = !p.textContent; }
 
 function findings(card, list) {
@@ -285,7 +288,7 @@ function magnify(item, box) {
 function facts() {
   const m = model, card = m.card || {}, all = called([], m);
   const pair = ([name, value, language = LANGUAGE]) => { const dt = document.createElement('dt'), dd = document.createElement('dd'); dt.textContent = name; dd.textContent = value; dd.lang = language; return [dt, dd]; };
-  const rows = [[t('thresholds'), all], [t('errors_title'), `${errs()} ${mix()}`.trim()], [t('convention'), card.convention || m.convention, 'en'], [t('use'), card.use, 'en'], [t('limits_title'), card.limits, 'en'], [t('data'), card.data, 'en'], [t('licence'), card.licence, 'en'], [t('weights'), `${m.name} – ${m.arch || ''}. ${m.about || ''}`, 'en'], [t('checksum'), m.sha256]];
+  const rows = [[t('thresholds'), all], [t('errors_title'), `${errs()} ${mix()}`.trim()], [t('convention'), ...(/synthesised or manipulated/.test(m.convention) ? [t('convention_text')] : [m.convention, 'en'])], [t('use'), card.use, 'en'], [t('limits_title'), card.limits, 'en'], [t('data'), card.data, 'en'], [t('licence'), card.licence, 'en'], [t('weights'), `${m.name} – ${m.arch || ''}. ${m.about || ''}`, 'en'], [t('checksum'), m.sha256]];
   $('#facts').replaceChildren(...rows.filter(r => r[1]).flatMap(pair));
   $('#weights-card').showModal();
 }
