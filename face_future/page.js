@@ -138,7 +138,7 @@ function succeed(item, a) {
   const second = $('.second', card), verdict = $('.result .verdict', card);
   const mark = a.evidence?.find(f => f.says === 'generated');
   second.hidden = !mark;
-  if (mark && !a.headline) second.textContent = `${t('evidence')}: ${t('generated')}, ${mark.who || mark.value} (${t(mark.signed)})`;
+  if (mark && !a.headline) second.textContent = `${t('evidence')}${t('colon')}${t('generated')}, ${mark.who || mark.value} (${t(mark.signed)})`;
   if (a.headline) { second.textContent = t('detector', { x: verdict.textContent }); const f = a.evidence.find(f => f.says === 'generated' && (f.signed === 'valid' || f.signed === 'trusted')); verdict.textContent = t('headline', { who: f.who }) + (f.signed === 'valid' ? ` (${t('valid')})` : ''); card.classList.remove(a.verdict); card.classList.add('fake'); }
   const why = a.verdict === 'unsure' && !several ? a.unsure_reasons.map(reason) : []; // of several, each says its own
   if (several && fakes && a.verdict === 'unsure') why.push(...a.unsure_reasons.map(code => code === 'close_call' ? t('many_faces', { n: fakes, all }) : reason(code)));
@@ -168,7 +168,7 @@ function succeed(item, a) {
   json(card, a); frames(item, a);
   if (a.preview) { $('.frame > img', card).src = a.preview; if (item.url) URL.revokeObjectURL(item.url); item.url = ''; }
   else upright(item, a.image.orientation).catch(() => {}); // sideways is better than not at all
-  say(`${$('.name', card).textContent}: ${$('.result .verdict', card).textContent}. ${[...why, ...(a.verdict === 'unsure' ? [] : [t('number', { p: percent(a.p_fake) })])].join(' ')}`);
+  say(`${$('.name', card).textContent}${t('colon')}${$('.result .verdict', card).textContent}. ${[...why, ...(a.verdict === 'unsure' ? [] : [t('number', { p: percent(a.p_fake) })])].join(' ')}`);
 }
 
 function means(a) {
@@ -238,7 +238,7 @@ function tally() {
   if (count('unsure')) parts.push(t('cant', { n: count('unsure') }));
   const failed = visit.filter(i => i.failed && !i.answer).length;
   if (failed) parts.push(t('without', { n: failed }));
-  $('#tally').textContent = parts.join(' · '); $('#cards').classList.toggle('many', visit.length > MANY);
+  $('#tally').textContent = parts.map(part => part.replace(' ', '\u00a0')).join(' · '); // a number stays with its word $('#cards').classList.toggle('many', visit.length > MANY);
 }
 
 function forget() {
@@ -264,11 +264,12 @@ function mix() { // how far these figures carry
 }
 function rates(item) { const p = $('.rates', item.card); p.textContent = item.answer ? errs(item.answer.verdict) : ''; p.hidden = !p.textContent; }
 
+const brief = f => `${[f.who, f.value === f.who ? '' : f.value].filter(Boolean).join(' – ').slice(0, 220)} (${f.where.replace('_', ' ')}, ${t(f.signed)})`;
 function findings(card, list) {
   const told = list.filter(f => f.says !== 'neutral'), lines = (told.length ? list.slice(0, 12) : list.slice(0, 5)).map(f => {
     const li = document.createElement('li'), b = document.createElement('b');
     b.textContent = t(f.says); li.className = f.says; li.title = f.text;
-    li.append(b, `: ${[f.who, f.value === f.who ? '' : f.value].filter(Boolean).join(' – ').slice(0, 220)} (${f.where.replace('_', ' ')}, ${t(f.signed)})`);
+    li.append(b, t('colon') + brief(f));
     return li;
   });
   $('.findings', card).replaceChildren(...lines);
@@ -337,7 +338,7 @@ function report() {
   const sections = visit.map(item => {
     const a = item.answer, picture = small(item), text = q => $(q, item.card).textContent;
     const table = a ? [each(a), same ? '' : lines(a), line(t('size'), `${n.format(a.image.width)} × ${n.format(a.image.height)}, ${n.format(a.image.bytes)} B`), a.image.frames > 1 ? line(t('frame'), t('frames', { frame: a.image.frame, all: a.image.frames })) : '', line(t('checksum'), a.image.sha256)].join('') : '';
-    const list = a?.evidence.map(f => `<li><b>${escaped(t(f.says))}</b>: <span lang="en">${escaped(f.text)}</span> (${escaped(t(f.signed))})</li>`).join('') || `<li>${escaped(t('nothing'))}</li>`;
+    const list = a?.evidence.map(f => `<li><b>${escaped(t(f.says))}</b>${t('colon')}${escaped(LANGUAGE === 'en' ? `${f.text} (${t(f.signed)})` : brief(f))}</li>`).join('') || `<li>${escaped(t('nothing'))}</li>`;
     return `<section>${picture ? `<img src="${picture}" alt="">` : ''}<h2>${escaped(nameOf(item))}</h2><p class="v">${escaped(a ? text('.result .verdict') : t('none'))}</p><p>${escaped(a ? [text('.second') && `${text('.second')}.`, text('.result .why'), text('.means'), text('.rates')].filter(Boolean).join(' ') : text('.failed .why'))}</p><table>${table}</table>${a ? `<h3>${escaped(t('evidence'))}</h3><ul>${list}</ul>` : ''}</section>`;
   });
   const title = t('report_title', { n: visit.length }), date = new Date().toLocaleString(LANGUAGE, { dateStyle: 'long', timeStyle: 'long' });
