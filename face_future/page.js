@@ -238,7 +238,7 @@ function tally() {
   if (count('unsure')) parts.push(t('cant', { n: count('unsure') }));
   const failed = visit.filter(i => i.failed && !i.answer).length;
   if (failed) parts.push(t('without', { n: failed }));
-  $('#tally').textContent = parts.map(part => part.replace(' ', '\u00a0')).join(' · '); // a number stays with its word $('#cards').classList.toggle('many', visit.length > MANY);
+  $('#tally').textContent = parts.map(part => part.replace(' ', '\u00a0')).join(' · '); $('#cards').classList.toggle('many', visit.length > MANY);
 }
 
 function forget() {
