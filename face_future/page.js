@@ -3,7 +3,7 @@
 const $ = (q, at = document) => at.querySelector(q);
 const make = id => { const made = $('#' + id).content.firstElementChild.cloneNode(true); translate(made); return made; };
 const style = new Intl.NumberFormat(LANGUAGE, { style: 'percent', maximumFractionDigits: 0 }), fine = new Intl.NumberFormat(LANGUAGE, { style: 'percent', minimumFractionDigits: 1, maximumFractionDigits: 1 });
-const format = (p, f) => LANGUAGE === 'en' ? f.format(p).replace('%', ' %') : f.format(p);
+const format = (p, f) => LANGUAGE === 'en' ? f.format(p).replace('%', '\u00a0%') : f.format(p);
 const percent = p => p >= 0.9995 ? `${t('over')} ${format(0.999, fine)}` : p > 0 && p < 0.0005 ? `${t('under')} ${format(0.001, fine)}` : format(p, p > 0.99 || p < 0.01 ? fine : style);
 const ATONCE = 2, TRIES = 4, MANY = 6;
 const lower = a => a.lower_threshold;
@@ -11,6 +11,12 @@ const words = said => said.verdict === 'real' && said.p_fake >= 0.5 ? t('some') 
 const REASONS = ['no_face', 'face_too_small', 'face_cut', 'too_dark', 'too_blurred', 'too_compressed', 'faces_left_out', 'close_call', 'views_disagree'];
 const reason = code => REASONS.includes(code) ? t(code) : t('reason', { x: code.replaceAll('_', ' ') });
 function translate(at) { for (const e of at.querySelectorAll('[data-t]')) e.textContent = t(e.dataset.t); }
+// The service's errors in this page's language; its own sentence for those that the table lacks.
+const SAME = { leaving: 'not_ready', too_many_scans: 'too_slow', too_many_pieces: 'too_slow' };
+function wrong(error) {
+  const key = `e_${SAME[error?.code] || error?.code}`, text = t(key, limits ? { mb: limits.max_body_mb, mpx: Math.round(limits.max_pixels / 1e6) } : {});
+  return text === key || text.includes('{') ? error?.message : text;
+}
 const say = text => { $('#status').textContent = text; };
 
 const visit = []; // {card, file, url, answer}
@@ -44,7 +50,7 @@ function take(pictures) { // each a file or a link, its name, and perhaps the fr
   tally();
 }
 
-function show(item, part) { for (const p of ['working', 'result', 'failed']) $('.' + p, item.card).hidden = p !== part; }
+function show(item, part) { for (const p of ['working', 'result', 'failed']) $('.' + p, item.card).hidden = p !== part; $('.more', item.card).hidden = part === 'failed'; }
 function step(item, text, share) {
   show(item, 'working'); $('.step', item.card).textContent = text;
   const bar = $('progress', item.card); bar.setAttribute('aria-label', text);
@@ -70,7 +76,7 @@ function send(item) {
     if (request.status === 200 && body) succeed(item, body);
     else if (request.status === 401) askKey(item);
     else if ((request.status === 503 || request.status === 429) && ++item.tries < TRIES) return later(item, request);
-    else fail(item, body?.error?.message || t('answered', { n: request.status }), request.status === 503 || request.status === 429 || request.status >= 500);
+    else fail(item, wrong(body?.error) || t('answered', { n: request.status }), request.status === 503 || request.status === 429 || request.status >= 500);
     done(item);
   };
   request.onerror = () => { fail(item, t('unreachable'), true); done(item); };
@@ -100,19 +106,25 @@ function place(mark, image, left, top, width, height) {
   Object.assign(mark.style, { left: `${100 * x0 / image.width}%`, top: `${100 * y0 / image.height}%`, width: `${100 * (x1 - x0) / image.width}%`, height: `${100 * (y1 - y0) / image.height}%` });
 }
 
+// A decimal more where a number and a threshold would read the same.
+const shower = (said, answer) => [lower(answer), answer.threshold].some(limit => percent(limit) === percent(said.p_fake)) ? p => format(p, fine) : percent;
+const relied = said => said.verdict !== 'unsure' || said.unsure_reasons.includes('close_call');
+const called = (faces, a) => { const shown = faces.map(f => shower(f, a)).find(f => f !== percent) || percent; return t('called', { low: shown(lower(a)), high: shown(a.threshold) }); };
+
 function gauge(said, answer, title, number) {
-  const threshold = answer.threshold, low = lower(answer), close = [low, threshold].some(limit => percent(limit) === percent(said.p_fake)), shown = close ? p => format(p, fine) : percent;
+  const threshold = answer.threshold, low = lower(answer), shown = shower(said, answer);
   const said_lines = { p: shown(said.p_fake), low: shown(low), high: shown(threshold) };
   const face = make('face'), meter = $('.gauge', face), who = $('.who', face);
   face.classList.add(said.verdict);
-  if (number) { const b = document.createElement('b'); b.textContent = number; who.append(b, words(said)); } else who.remove();
+  if (number) { const b = document.createElement('button'); b.type = 'button'; b.textContent = number; b.setAttribute('aria-label', t('magnify_n', { n: number })); who.append(b, words(said)); } else who.remove();
   $('.fill', face).style.width = `${100 * said.p_fake}%`; $('.high', face).style.left = `${100 * threshold}%`; $('.low', face).style.left = `${100 * low}%`;
   Object.assign($('.band', face).style, { left: `${100 * low}%`, width: `${100 * (threshold - low)}%` });
   meter.setAttribute('aria-valuenow', (100 * said.p_fake).toFixed(1));
   meter.setAttribute('aria-valuetext', t('lines', said_lines));
   meter.setAttribute('aria-label', title);
   const why = number ? said.unsure_reasons.map(reason) : [];
-  const told = said.verdict !== 'unsure' ? [t('number', said_lines), t('called', said_lines)] : said.unsure_reasons.includes('close_call') ? [...why, t('number', said_lines), t('band', said_lines)] : [...why, t('not_relied', said_lines)];
+  const lines = number ? [] : [t('called', said_lines)]; // of several faces, said once below them
+  const told = relied(said) ? [...why, t('number', said_lines), ...lines] : [...why, t('not_relied', said_lines)];
   $('.number', face).textContent = told.join(' ');
   return face;
 }
@@ -122,14 +134,15 @@ function succeed(item, a) {
   item.answer = a; item.failed = false; show(item, 'result'); card.classList.remove('none');
   card.classList.remove('real', 'fake', 'unsure'); card.classList.add(a.verdict);
   const count = v => a.faces.filter(f => f.verdict === v).length, all = a.faces.length, fakes = count('fake'), unsure = count('unsure');
-  $('.result .verdict', card).textContent = several && fakes ? t('fakes_of', { n: fakes, all }) : several && a.verdict === 'unsure' && unsure < all ? t('unsure_of', { n: unsure, all }) : words(a);
+  $('.result .verdict', card).textContent = several && fakes && a.verdict === 'fake' ? t('fakes_of', { n: fakes, all }) : several && a.verdict === 'unsure' && !fakes && unsure < all ? t('unsure_of', { n: unsure, all }) : words(a);
   const second = $('.second', card), verdict = $('.result .verdict', card);
   const mark = a.evidence?.find(f => f.says === 'generated');
   second.hidden = !mark;
-  if (mark && !a.headline) second.textContent = `${t('evidence')}: ${t('generated')}, ${mark.who || mark.value} (${t(mark.signed)})`;
+  if (mark && !a.headline) second.textContent = `${t('evidence')}${t('colon')}${t('generated')}, ${mark.who || mark.value} (${t(mark.signed)})`;
   if (a.headline) { second.textContent = t('detector', { x: verdict.textContent }); const f = a.evidence.find(f => f.says === 'generated' && (f.signed === 'valid' || f.signed === 'trusted')); verdict.textContent = t('headline', { who: f.who }) + (f.signed === 'valid' ? ` (${t('valid')})` : ''); card.classList.remove(a.verdict); card.classList.add('fake'); }
   const why = a.verdict === 'unsure' && !several ? a.unsure_reasons.map(reason) : []; // of several, each says its own
-  if (several && unsure && a.verdict !== 'unsure') why.push(t('it_cant', { n: unsure, all }));
+  if (several && fakes && a.verdict === 'unsure') why.push(...a.unsure_reasons.map(code => code === 'close_call' ? t('many_faces', { n: fakes, all }) : reason(code)));
+  if (several && unsure && (a.verdict !== 'unsure' || fakes)) why.push(t('it_cant', { n: unsure, all }));
   if (a.faces_left_out) why.push(t(a.faces_left_out === 1 ? 'left_out_1' : 'left_out', { n: a.faces.length, more: a.faces_left_out }));
   $('.result .why', card).textContent = why.join(' ');
   marks.replaceChildren(); list.replaceChildren();
@@ -140,8 +153,9 @@ function succeed(item, a) {
     if (several) { const b = document.createElement('b'); b.textContent = i + 1; box.append(b); }
     place(box, a.image, f.box.left, f.box.top, f.box.width, f.box.height);
     heat(marks, f.heatmap, a.image); marks.append(box); list.append(row);
-    if (several) { row.onpointerenter = () => box.classList.add('lit'); row.onpointerleave = () => box.classList.remove('lit'); }
+    if (several) { $('.who button', row).onclick = () => magnify(item, f.box); row.onpointerenter = () => box.classList.add('lit'); row.onpointerleave = () => box.classList.remove('lit'); }
   }
+  $('.lines', card).hidden = !several; $('.lines', card).textContent = several ? called(a.faces, a) : ''; card.classList.toggle('dense', all > 8);
   if (!a.faces.length && a.verdict !== 'unsure') list.append(gauge(a, a, t('p_fake'), 0));
   heat(marks, a.heatmap, a.image);
   const shown = $('.heat', card), legend = $('.legend', card);
@@ -149,12 +163,18 @@ function succeed(item, a) {
   const glass = $('.magnify', card), likeliest = a.faces.reduce((x, f) => !x || f.p_fake > x.p_fake ? f : x, null);
   glass.hidden = !likeliest; glass.onclick = () => magnify(item, likeliest.box);
   shown.onchange = () => { card.classList.toggle('hot', shown.checked); legend.hidden = !shown.checked; };
-  $('.means', card).textContent = t(`means_${a.verdict}`);
-  rates(card); findings(card, a.evidence || []);
+  $('.means', card).textContent = t(means(a));
+  rates(item); findings(card, a.evidence || []);
   json(card, a); frames(item, a);
   if (a.preview) { $('.frame > img', card).src = a.preview; if (item.url) URL.revokeObjectURL(item.url); item.url = ''; }
   else upright(item, a.image.orientation).catch(() => {}); // sideways is better than not at all
-  say(`${$('.name', card).textContent}: ${$('.result .verdict', card).textContent}. ${[...why, ...(a.verdict === 'unsure' ? [] : [t('number', { p: percent(a.p_fake) })])].join(' ')}`);
+  say(`${$('.name', card).textContent}${t('colon')}${$('.result .verdict', card).textContent}. ${[...why, ...(a.verdict === 'unsure' ? [] : [t('number', { p: percent(a.p_fake) })])].join(' ')}`);
+}
+
+function means(a) {
+  if (a.verdict !== 'unsure') return `means_${a.verdict}`;
+  if (a.unsure_reasons.includes('no_face')) return 'means_no_face';
+  return a.unsure_reasons.some(code => code === 'close_call' || code === 'views_disagree') ? 'means_close' : 'means_unsure';
 }
 
 // A picture two wide and one high that says it is to be turned: some browsers do that for some formats only.
@@ -218,7 +238,7 @@ function tally() {
   if (count('unsure')) parts.push(t('cant', { n: count('unsure') }));
   const failed = visit.filter(i => i.failed && !i.answer).length;
   if (failed) parts.push(t('without', { n: failed }));
-  $('#tally').textContent = parts.join(' · '); $('#cards').classList.toggle('many', visit.length > MANY);
+  $('#tally').textContent = parts.map(part => part.replace(' ', '\u00a0')).join(' · '); $('#cards').classList.toggle('many', visit.length > MANY);
 }
 
 function forget() {
@@ -230,18 +250,26 @@ function noFile() { $('#dropped').textContent = t('no_file'); $('#dropped').hidd
 
 // How often the weights err: of the figures that they carry, those over all held-out pictures.
 const figure = metric => model?.evaluation?.figures?.find(f => f.pair === 'pooled' && f.metric === metric);
-const range = f => `${percent(f.value)} (${percent(f.lo)}–${percent(f.hi)})`;
-function errs() {
-  const alarms = figure('false_alarms'), found = figure('recall'), n = new Intl.NumberFormat(LANGUAGE);
-  return alarms && found ? t('rates', { n_real: n.format(alarms.n_real), n_fake: n.format(found.n_fake), alarms: range(alarms), found: range(found) }) : '';
+const rough = p => format(p, p < 0.1 ? fine : style);
+const range = f => t('likely', { x: rough(f.value), lo: rough(f.lo), hi: rough(f.hi) });
+function errs(verdict) { // of one verdict, or altogether
+  const alarms = figure('false_alarms'), found = figure('recall'), n = new Intl.NumberFormat(LANGUAGE), { max_miss: miss, miss_over: over } = model?.guarantee || {};
+  if (!alarms || !found || verdict === 'unsure') return '';
+  const values = { n_real: n.format(alarms.n_real), n_fake: n.format(found.n_fake), alarms: range(alarms), found: range(found), miss: miss && rough(miss) };
+  return t(verdict === 'fake' ? 'rates_fake' : verdict === 'real' && over === 'mean' ? 'rates_real' : 'rates', values);
 }
-function rates(card) { const p = $('.rates', card); p.textContent = errs(); p.hidden = !p.textContent; }
+function mix() { // how far these figures carry
+  const f = figure('recall'), same = f && model.guarantee?.images === model.evaluation.images;
+  return f ? [same && t('same_pictures'), t('mix', { share: rough(f.n_fake / (f.n_real + f.n_fake)) })].filter(Boolean).join(' ') : '';
+}
+function rates(item) { const p = $('.rates', item.card); p.textContent = item.answer ? errs(item.answer.verdict) : ''; p.hidden = !p.textContent; }
 
+const brief = f => `${[f.who, f.value === f.who ? '' : f.value].filter(Boolean).join(' – ').slice(0, 220)} (${f.where.replace('_', ' ')}, ${t(f.signed)})`;
 function findings(card, list) {
   const told = list.filter(f => f.says !== 'neutral'), lines = (told.length ? list.slice(0, 12) : list.slice(0, 5)).map(f => {
     const li = document.createElement('li'), b = document.createElement('b');
     b.textContent = t(f.says); li.className = f.says; li.title = f.text;
-    li.append(b, `: ${[f.who, f.value === f.who ? '' : f.value].filter(Boolean).join(' – ').slice(0, 220)} (${f.where.replace('_', ' ')}, ${t(f.signed)})`);
+    li.append(b, t('colon') + brief(f));
     return li;
   });
   $('.findings', card).replaceChildren(...lines);
@@ -259,9 +287,10 @@ function magnify(item, box) {
 }
 
 function facts() {
-  const pair = (name, value) => { const dt = document.createElement('dt'), dd = document.createElement('dd'); dt.textContent = name; dd.textContent = value; return [dt, dd]; };
-  const m = model, rows = [[t('weights'), `${m.name} – ${m.arch || ''}`], ['SHA-256', m.sha256], [t('thresholds'), t('band', { low: percent(lower(m)), high: percent(m.threshold) })], [t('convention'), m.convention], ['', errs()], ...['about', 'limits', 'data', 'licence'].map(k => [t(k === 'limits' ? 'limits_title' : k), k === 'about' ? m.about : m.card?.[k]])];
-  $('#facts').replaceChildren(...rows.filter(r => r[1]).flatMap(r => pair(...r)));
+  const m = model, card = m.card || {}, all = called([], m);
+  const pair = ([name, value, language = LANGUAGE]) => { const dt = document.createElement('dt'), dd = document.createElement('dd'); dt.textContent = name; dd.textContent = value; dd.lang = language; return [dt, dd]; };
+  const rows = [[t('thresholds'), all], [t('errors_title'), `${errs()} ${mix()}`.trim()], [t('convention'), ...(/synthesised or manipulated/.test(m.convention) ? [t('convention_text')] : [m.convention, 'en'])], [t('use'), card.use, 'en'], [t('limits_title'), card.limits, 'en'], [t('data'), card.data, 'en'], [t('licence'), card.licence, 'en'], [t('weights'), `${m.name} – ${m.arch || ''}. ${m.about || ''}`, 'en'], [t('checksum'), m.sha256]];
+  $('#facts').replaceChildren(...rows.filter(r => r[1]).flatMap(pair));
   $('#weights-card').showModal();
 }
 
@@ -282,25 +311,39 @@ function csv() {
 }
 
 const escaped = s => String(s ?? '').replace(/[&<>"']/g, c => `&#${c.charCodeAt(0)};`);
-function small(item) {
+function small(item) { // with the boxes of several faces
   const image = $('.frame > img', item.card), canvas = document.createElement('canvas'), times = Math.min(1, 480 / Math.max(image.naturalWidth, image.naturalHeight));
   if (!image.naturalWidth) return '';
   canvas.width = image.naturalWidth * times; canvas.height = image.naturalHeight * times;
-  canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
+  const pen = canvas.getContext('2d'), faces = item.answer?.faces || [], scale = canvas.width / (item.answer?.image.width || 1);
+  pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+  const size = Math.max(13, Math.round(canvas.width / 24)); // legible on paper
+  pen.font = `bold ${size}px sans-serif`; pen.textBaseline = 'top';
+  for (const [i, { box }] of (faces.length > 1 ? faces : []).entries()) {
+    const x = Math.max(1, box.left * scale), y = Math.max(1, box.top * scale), number = String(i + 1);
+    pen.strokeStyle = '#fff'; pen.lineWidth = 4; pen.strokeRect(x, y, box.width * scale, box.height * scale);
+    pen.strokeStyle = '#111'; pen.lineWidth = 1.5; pen.strokeRect(x, y, box.width * scale, box.height * scale);
+    pen.fillStyle = '#fff'; pen.fillRect(x, y, pen.measureText(number).width + 6, size + 3); pen.fillStyle = '#111'; pen.fillText(number, x + 3, y + 2);
+  }
   return canvas.toDataURL('image/jpeg', 0.8);
 }
 
+const LOOK = 'body{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}section{border-top:1px solid #bbb;padding:1rem 0;break-inside:avoid;overflow-wrap:anywhere}img{max-width:40%;max-height:14rem;float:right;margin:0 0 1rem 1rem}th{text-align:left;vertical-align:top;padding-right:1rem;font-weight:600;white-space:nowrap}.v{font-size:1.3rem;font-weight:650}section::after{content:"";display:block;clear:both}@media print{body{font-size:9.5pt;line-height:1.4;margin:0;max-width:none}section{padding:.5rem 0}h1,h2,h3,p,ul{margin:.3rem 0}img{max-height:10rem}}';
 function report() {
-  const line = (name, value) => value ? `<tr><th scope="row">${escaped(name)}</th><td>${escaped(value)}</td></tr>` : '';
+  const line = (name, value) => value ? `<tr><th scope="row">${escaped(name)}</th><td>${escaped(value)}</td></tr>` : '', n = new Intl.NumberFormat(LANGUAGE);
+  const told = (said, a) => relied(said) ? shower(said, a)(said.p_fake) : t('not_relied', { p: percent(said.p_fake) }), weights = a => `${a.model.name}, SHA-256 ${a.model.sha256}`;
+  const answers = visit.map(item => item.answer).filter(Boolean), same = new Set(answers.map(weights)).size === 1; // weights and thresholds stand above then
+  const lines = a => line(t('thresholds'), called(a.faces, a)) + line(t('weights'), weights(a));
+  const each = a => a.faces.length > 1 ? a.faces.map((f, i) => line(t('face_n', { n: i + 1 }), `${told(f, a)} – ${words(f)}. ${f.unsure_reasons.map(reason).join(' ')}`)).join('') : a.faces.length || a.verdict !== 'unsure' ? line(t('p_fake'), told(a.faces[0] || a, a)) : '';
   const sections = visit.map(item => {
     const a = item.answer, picture = small(item), text = q => $(q, item.card).textContent;
-    const table = a ? [line(t('p_fake'), a.verdict !== 'unsure' || a.unsure_reasons.includes('close_call') ? percent(a.p_fake) : a.faces.length ? t('not_relied', { p: percent(a.p_fake) }) : ''), line(t('thresholds'), t('band', { low: percent(lower(a)), high: percent(a.threshold) })), line(t('size'), `${a.image.width} × ${a.image.height}, ${a.image.bytes} B`), a.image.frames > 1 ? line(t('frame'), t('frames', { frame: a.image.frame, all: a.image.frames })) : '', line(t('checksum'), a.image.sha256), line(t('weights'), `${a.model.name}, ${a.model.sha256}`)].join('') : '';
-    const list = a?.evidence.map(f => `<li><b>${escaped(t(f.says))}</b>: ${escaped(f.text)} (${escaped(t(f.signed))})</li>`).join('') || `<li>${escaped(t('nothing'))}</li>`;
-    return `<section>${picture ? `<img src="${picture}" alt="">` : ''}<h2>${escaped(nameOf(item))}</h2><p class="v">${escaped(a ? text('.result .verdict') : t('none'))}</p><p>${escaped(a ? [`${text('.second')}.`, text('.result .why'), text('.means')].join(' ').replace(/^\. */, '') : text('.failed .why'))}</p><table>${table}</table>${a ? `<h3>${escaped(t('evidence'))}</h3><ul>${list}</ul>` : ''}</section>`;
+    const table = a ? [each(a), same ? '' : lines(a), line(t('size'), `${n.format(a.image.width)} × ${n.format(a.image.height)}, ${n.format(a.image.bytes)} B`), a.image.frames > 1 ? line(t('frame'), t('frames', { frame: a.image.frame, all: a.image.frames })) : '', line(t('checksum'), a.image.sha256)].join('') : '';
+    const list = a?.evidence.map(f => `<li><b>${escaped(t(f.says))}</b>${t('colon')}${escaped(LANGUAGE === 'en' ? `${f.text} (${t(f.signed)})` : brief(f))}</li>`).join('') || `<li>${escaped(t('nothing'))}</li>`;
+    return `<section>${picture ? `<img src="${picture}" alt="">` : ''}<h2>${escaped(nameOf(item))}</h2><p class="v">${escaped(a ? text('.result .verdict') : t('none'))}</p><p>${escaped(a ? [text('.second') && `${text('.second')}.`, text('.result .why'), text('.means'), text('.rates')].filter(Boolean).join(' ') : text('.failed .why'))}</p><table>${table}</table>${a ? `<h3>${escaped(t('evidence'))}</h3><ul>${list}</ul>` : ''}</section>`;
   });
-  const look = 'body{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}section{border-top:1px solid #bbb;padding:1rem 0;break-inside:avoid;overflow-wrap:anywhere}img{max-width:40%;max-height:14rem;float:right;margin:0 0 1rem 1rem}th{text-align:left;vertical-align:top;padding-right:1rem;font-weight:600;white-space:nowrap}.v{font-size:1.3rem;font-weight:650}section::after{content:"";display:block;clear:both}@media print{body{font-size:9.5pt;line-height:1.4;margin:0;max-width:none}section{padding:.5rem 0}h1,h2,h3,p,ul{margin:.3rem 0}img{max-height:10rem}}';
-  const title = t('report_title', { n: visit.length }), date = new Date().toLocaleString(LANGUAGE);
-  return `<!doctype html><html lang="${LANGUAGE}"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>${escaped(title)}</title><style>${look}</style><h1>${escaped(title)}</h1><p>${escaped(t('made', { date, version: model?.version || '' }))}</p><p><b>${escaped(t('warning'))}</b> ${escaped($('#card-limits').textContent)} ${escaped(errs())} ${escaped(t('caveat'))}</p>${sections.join('')}</html>`;
+  const title = t('report_title', { n: visit.length }), date = new Date().toLocaleString(LANGUAGE, { dateStyle: 'long', timeStyle: 'long' });
+  const above = same ? `<table>${line(t('thresholds'), called(answers.flatMap(a => a.faces), answers[0]))}${line(t('weights'), weights(answers[0]))}</table>` : '';
+  return `<!doctype html><html lang="${LANGUAGE}"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>${escaped(title)}</title><style>${LOOK}</style><h1>${escaped(title)}</h1><p>${escaped(t('made', { date, version: model?.version || '' }))}</p><p><b>${escaped(t('warning'))}</b> ${escaped([t('limits'), errs(), mix(), t('caveat')].join(' '))}</p>${above}${sections.join('')}</html>`;
 }
 
 async function about() {
@@ -310,7 +353,8 @@ async function about() {
   limits = m.limits; $('#linkform').hidden = !limits.fetch_urls; $('#limits').textContent = t('up_to', { mb: limits.max_body_mb });
   $('[data-t=hint]').textContent = new Intl.ListFormat(LANGUAGE, { type: 'disjunction' }).format(limits.formats.map((f) => ({ WEBP: 'WebP', HEIF: 'HEIC' })[f] || f));
   $('#weights').textContent = `${t('weights')} ${m.name}, sha256 ${m.sha256.slice(0, 12)}…, ${t('version')} ${m.version} · `;
-  for (const item of visit) rates(item.card);
+  $('#errs').textContent = errs(); $('#errs').hidden = !errs();
+  for (const item of visit) rates(item);
 }
 
 $('#files').addEventListener('change', e => { add(e.target.files); e.target.value = ''; });
