@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 'Rounds', 'Corruptions', 'MinCoverage', 'Runs',
            'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit', 'Perplexity', 'MapSeed',
-           'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer', 'BenchOut', 'show_report',
+           'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer', 'Beside', 'BenchOut', 'show_report',
            'coverage_line', 'check_coverage', 'compare_with', 'write_corruptions', 'evaluate', 'show_left_out',
            'left_out', 'card', 'numbers', 'show_map_figures', 'tsne', 'parity_line', 'export', 'bench_row', 'bench']
 
@@ -376,6 +376,10 @@ Peer = Annotated[
     Optional[Path],
     typer.Option(help='Another detector, as ONNX, to time beside ours: its network alone.'),
 ]
+Beside = Annotated[
+    Optional[str],
+    typer.Option(help='Other weights of ours to time in the same run: a file or a packaged name.'),
+]
 BenchOut = Annotated[
     Optional[Path],
     typer.Option(help='Write the table here, as CSV; the layers and the folder beside it.'),
@@ -390,6 +394,7 @@ def bench(
     seconds: Annotated[float, typer.Option(help='For each case, each round.')] = 1.0,
     compiled: Compiled = False,
     peer: Peer = None,
+    beside: Beside = None,
     out: BenchOut = None,
 ):
     """Time every backend, in turn, against the original submission's way; remember the fastest.
@@ -401,7 +406,8 @@ def bench(
     from face_future.speed import run_bench
     from face_future.submission import folder_images
 
-    table = run_bench(folder_images(folder), weights, rounds, seconds, compiled, out, peer=peer)
+    others = dict(peer=peer, beside=beside)
+    table = run_bench(folder_images(folder), weights, rounds, seconds, compiled, out, **others)
     shown = Table('what', 'batch', 'images/s', 'p50 ms', 'p95 ms', 'share of peak')
     for r in table.itertuples():
         shown.add_row(*bench_row(r))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ORIGINAL', 'ORIGINAL_VIEWS', 'KINDS', 'predict_original', 'matmul', 'matmul_onnx', 'count_flops', 'case',
            'take_turns', 'limit_cases', 'at_once', 'backend_cases', 'network_cases', 'peer_cases', 'training_step',
-           'gpu_cases', 'original_cases', 'folder_cases', 'large_cases', 'folder_shares', 'conv_work', 'layers',
-           'machine', 'keep_record', 'add_shares', 'run_bench']
+           'gpu_cases', 'original_cases', 'folder_cases', 'beside_cases', 'large_cases', 'folder_shares', 'conv_work',
+           'layers', 'machine', 'keep_record', 'add_shares', 'run_bench']
 
 # %% ../nbs/parts/speed.ipynb #v08b-imports
 import copy
@@ -371,6 +371,19 @@ def folder_cases(file: str | Path, files: list) -> list[dict]:
             cases.append(case(run, len(many), what=what, batch=8, streams=streams))
     return cases
 
+# %% ../nbs/parts/speed.ipynb #v18-beside
+def beside_cases(weights: str | Path, files: list) -> list[dict]:
+    "Other weights' network alone and a folder by them, named after the weights file."
+    file = find_weights(weights)
+    model, settings = load_weights(file)
+    size = settings['preprocess']['size']
+    x = np.random.default_rng(0).normal(size=(8, 3, size, size)).astype(np.float32)
+    gflop = count_flops(model, size) / 1e9
+    cases = folder_cases(file, files)
+    for name in BACKENDS:
+        cases += backend_cases(name, file, settings, x, (1, 8), gflop)
+    return [c | dict(what=f'{file.stem}: {c["what"]}') for c in cases]
+
 # %% ../nbs/parts/speed.ipynb #v18-large
 def large_cases(file, files, folder, width: int = 4000) -> list[dict]:
     "As `folder_cases`, for large JPEGs that are made of some of the files, and put in `folder`."
@@ -605,10 +618,12 @@ def run_bench(
     out: str | Path | None = None,  # CSV to write; what goes with it lands beside it
     width: int = 4000,  # longer side of the large pictures, pixels
     peer: str | Path | None = None,  # another detector, see `peer_cases`
+    beside: str | Path | None = None,  # other weights of ours, see `beside_cases`
 ) -> pd.DataFrame:  # as from `take_turns`, and gflop (an image), gflop_s, share of the limit
     "The benchmark: every case in turns; remembers the order of the backends, fastest first."
     facts = machine()
     others = peer_cases(peer) if peer else []  # first: it may be wrong
+    others += beside_cases(beside, files) if beside else []
     file = find_weights(weights)
     model, settings = load_weights(file)
     alone = network_cases(file, settings, model, compiled)
