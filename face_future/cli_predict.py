@@ -251,7 +251,8 @@ def paint_pictures(predictor, source, out: str | Path):
 
     rows, errors = paint_files(predictor, folder_images(source), out)
     for r in rows:
-        typer.echo(f'{r["file"]}: {r["verdict"]}, p_fake {r["p_fake"]:.3f}, {r["painted"]}')
+        where = printable(r['painted'])
+        typer.echo(f'{r["file"]}: {r["verdict"]}, p_fake {r["p_fake"]:.3f}, {where}')
     for e in errors:
         typer.secho(f'error: {e["error"]}', fg='red', err=True)
     if errors:
