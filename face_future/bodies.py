@@ -27,6 +27,7 @@ def _picture(value) -> tuple:  # (name, bytes)
         name, text = value.get('name', ''), value.get('data')
     if not isinstance(text, str) or not isinstance(name, str):
         raise _bad_json('A picture is a string of base64, or an object of name and data')
+    name = name.encode(errors='replace').decode()  # half a character can't be sent back
     try:
         return name, base64.b64decode(re.sub(r'^data:[^,]{0,100},', '', text), validate=True)
     except (binascii.Error, ValueError):

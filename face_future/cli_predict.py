@@ -251,7 +251,8 @@ def paint_pictures(predictor, source, out: str | Path):
 
     rows, errors = paint_files(predictor, folder_images(source), out)
     for r in rows:
-        typer.echo(f'{r["file"]}: {r["verdict"]}, p_fake {r["p_fake"]:.3f}, {r["painted"]}')
+        where = printable(r['painted'])
+        typer.echo(f'{r["file"]}: {r["verdict"]}, p_fake {r["p_fake"]:.3f}, {where}')
     for e in errors:
         typer.secho(f'error: {e["error"]}', fg='red', err=True)
     if errors:
@@ -363,7 +364,7 @@ def share_machine(workers: int):
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // workers)))
     os.environ['FACE_FUTURE_SHARED'] = str(workers)  # each takes its share of slots and rates
     if 'PROMETHEUS_MULTIPROC_DIR' not in os.environ:
-        folder = metrics_folder()
+        folder = metrics_folder(workers)
         os.environ['PROMETHEUS_MULTIPROC_DIR'] = folder
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
@@ -403,14 +404,14 @@ def check_address(host: str, port: int):
         raise OSError(f'{printable(host)}, port {port}: {why}; {advice}') from None
 
 # %% ../nbs/parts/cli_predict.ipynb #c10-workersdef
-def metrics_folder() -> str:
+def metrics_folder(workers: int = 1) -> str:
     "A fresh folder that takes what the workers count; a `ValueError` if there is no room for it."
     import tempfile
 
     try:
         folder = tempfile.mkdtemp(prefix='face_future_metrics_')
         trial = Path(folder) / 'trial'
-        trial.write_bytes(bytes(4_000_000))
+        trial.write_bytes(bytes(4_000_000 * workers))
         trial.unlink()
         return folder
     except OSError as e:

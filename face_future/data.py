@@ -64,8 +64,6 @@ def _open(data, name, max_pixels, formats=FORMATS):
     except Image.DecompressionBombError:
         raise ImageError('too_large', f'{name}: far too many pixels; make it smaller.') from None
     except Exception as e:  # a decoder may raise anything, and does
-        if data[4:8] == b'ftyp' and b'Exif' in data:
-            return _open(data.replace(b'Exif', b'none'), name, max_pixels, formats)
         raise ImageError('truncated', f'{name}: the header is damaged ({_why(e)}).') from None
     w, h = im.size
     if w * h > max_pixels:

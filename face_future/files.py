@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNPRINTABLE', 'PICTURES', 'NO_PICTURES', 'BRANDS', 'STARTS', 'ASIDE', 'natural_key', 'printable', 'file_index',
            'file_indices', 'begins_like_a_picture', 'Listing', 'list_pictures', 'atomic_write', 'write_set',
-           'check_writable', 'sha256', 'file_key', 'cache_folder']
+           'check_writable', 'sha256', 'names_after', 'file_key', 'cache_folder']
 
 # %% ../nbs/parts/files.ipynb #fil-imports
 import hashlib
@@ -61,10 +61,15 @@ def file_indices(
     "The index of each of some pictures."
     files = [Path(f) for f in files]
     if root is not None:
-        return [printable(f.relative_to(root).as_posix()) for f in files]
-    found = [file_index(f) for f in files]
-    found = _longer_where_shared(found, [printable(f.name) for f in files])
-    return _longer_where_shared(found, [printable(f) for f in files])
+        paths = [f.relative_to(root).as_posix() for f in files]
+        found = [printable(p) for p in paths]
+    else:
+        paths = [str(f) for f in files]
+        found = [file_index(f) for f in files]
+        found = _longer_where_shared(found, [printable(f.name) for f in files])
+        found = _longer_where_shared(found, [printable(p) for p in paths])
+    # a name may hold what stands for a byte of another name
+    return _longer_where_shared(found, [printable(p.replace('\\', r'\\')) for p in paths])
 
 # %% ../nbs/parts/files.ipynb #fil-list
 PICTURES = set(
@@ -182,7 +187,7 @@ def list_pictures(
 # %% ../nbs/parts/files.ipynb #fil-atomic
 def _temporary(file: Path) -> Path:
     "A hidden name beside `file` that nobody uses."
-    return file.with_name(f'.{file.name}.{uuid.uuid4().hex[:8]}.tmp')
+    return file.with_name(f'.{file.name[:40]}.{uuid.uuid4().hex[:8]}.tmp')
 
 
 def _write_safely(file: Path, data) -> Path:  # the temporary file beside `file`
@@ -260,6 +265,20 @@ def check_writable(
 def sha256(data: str | bytes) -> str:
     "Checksum of text (as UTF-8) or bytes, 64 hexadecimal digits."
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+# %% ../nbs/parts/files.ipynb #fil-names
+def names_after(files: list, ending: str) -> list:  # files: paths
+    "A file name for what is made of each of some pictures, of at most 255 bytes."
+    files = [Path(f) for f in files]
+    stems = _longer_where_shared([f.stem for f in files], [f.name for f in files])
+    names = []
+    for f, stem in zip(files, stems):
+        if len(os.fsencode(stem + ending)) > 255:
+            room = 255 - len(os.fsencode(ending)) - 9
+            kept = os.fsencode(stem)[:room].decode(errors='ignore')
+            stem = f'{kept}~{sha256(os.fsencode(f.name))[:8]}'
+        names.append(stem + ending)
+    return names
 
 # %% ../nbs/parts/files.ipynb #fil-key
 def file_key(file: str | Path) -> str:

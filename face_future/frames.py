@@ -59,7 +59,8 @@ def count_frames(data: bytes) -> int:  # 1 to `MOST_FRAMES`
     if data[:3] == b'GIF':
         return max(1, gif_frames(data))
     try:
-        with Image.open(io.BytesIO(data), formats=[f for f in _SEVERAL if f in FORMATS]) as im:
+        pixels, _ = split_notes(data, moving=True)
+        with Image.open(io.BytesIO(pixels), formats=[f for f in _SEVERAL if f in FORMATS]) as im:
             return min(MOST_FRAMES, max(1, getattr(im, 'n_frames', 1)))
     except Exception:  # whatever it is, the reader will say
         return 1
@@ -76,6 +77,22 @@ def _small_enough(im, max_pixels):
         raise ImageError('too_large', f'this upload: {limit}; make it smaller.')
 
 
+def _read_later_frame(data, frame, max_pixels, formats):
+    if frame > (frames := count_frames(data)):
+        raise _no_frame(frame, frames)
+    pixels, notes = split_notes(data, moving=True)
+    with Image.open(io.BytesIO(pixels), formats=formats) as im:
+        _small_enough(im, max_pixels)
+        try:
+            im.seek(frame - 1)
+        except EOFError:
+            raise _no_frame(frame, 'fewer') from None
+        _small_enough(im, max_pixels)
+        transpose = turn(im, notes)
+        rgb = to_rgb(im, notes.get('icc') or im.info.get('icc_profile'))
+        return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
+
+
 def read_frame(
     data: bytes,  # a file's content
     frame: int = 1,  # its number, from 1
@@ -85,18 +102,13 @@ def read_frame(
     "Decode a frame of a file; an `ImageError` as of `read_rgb`, or `no_such_frame`."
     if frame == 1:
         return read_rgb(data, max_pixels, formats)
-    if frame > (frames := count_frames(data)):
-        raise _no_frame(frame, frames)
-    with Image.open(io.BytesIO(data), formats=formats) as im:
-        _small_enough(im, max_pixels)
-        try:
-            im.seek(frame - 1)
-        except EOFError:
-            raise _no_frame(frame, 'fewer') from None
-        _small_enough(im, max_pixels)
-        transpose = turn(im, split_notes(data)[1])
-        rgb = to_rgb(im, im.info.get('icc_profile'))
-        return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
+    try:
+        return _read_later_frame(data, frame, max_pixels, formats)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as e:  # a decoder may raise anything, and does
+        message = f'this upload: frame {frame} is damaged or cut off ({type(e).__name__}).'
+        raise ImageError('truncated', message) from None
 
 # %% ../nbs/parts/frames.ipynb #fr-preview
 SIDE = 1280  # longer side of a preview at most, pixels

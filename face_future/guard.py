@@ -48,7 +48,7 @@ def busy(message: str = 'The service is busy; try again in a moment.', seconds: 
 # %% ../nbs/parts/guard.ipynb #g06-hostname
 def host_name(host: str) -> str:  # without the port, in lower case; empty if it is malformed
     "The name in a `Host` header."
-    found = re.fullmatch(r'(\[[0-9a-f:.]+\]|[^:/@\s]+)(?::\d+)?', host.lower())
+    found = re.fullmatch(r'(\[[0-9a-f:.]+\]|[^:/@\s[\]]+)(?::\d+)?', host.lower())
     return found[1].rstrip('.') if found else ''
 
 # %% ../nbs/parts/guard.ipynb #g06-allowedhost

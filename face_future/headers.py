@@ -19,6 +19,7 @@ from .data import FORMATS, ImageError
 from .frames import count_frames, read_frame
 from .guard import Problem
 from .pieces import pieces_problem
+from .reading import split_notes, turned_by
 
 # %% ../nbs/parts/headers.ipynb #h06-refusals
 log = logging.getLogger('face_future')
@@ -78,8 +79,9 @@ def webp_size(data: bytes) -> tuple:  # width, height; 0, 0 where it can't be to
 
 # %% ../nbs/parts/headers.ipynb #h06-opendef
 def _open_header(data):
-    "A picture whose header is read and whose pixels are not."
-    return Image.open(io.BytesIO(data), formats=UPLOADS)
+    "A picture whose header is read and whose pixels are not, and its metadata."
+    pixels, notes = split_notes(data)
+    return Image.open(io.BytesIO(pixels), formats=UPLOADS), notes
 
 # %% ../nbs/parts/headers.ipynb #h06-memory
 def memory_needed(data: bytes) -> int:  # bytes
@@ -88,7 +90,7 @@ def memory_needed(data: bytes) -> int:  # bytes
         width, height = webp_size(data)
         return width * height * 25
     try:
-        with _open_header(data) as im:
+        with _open_header(data)[0] as im:
             plain = im.format in ('JPEG', 'MPO', 'PNG', 'GIF', 'BMP')
             plain = plain and im.mode in ('1', 'L', 'P', 'RGB', 'CMYK', 'YCbCr')
             plain = plain and 'transparency' not in im.info
@@ -104,9 +106,9 @@ def orientation(data: bytes) -> int:  # 1 to 8
     if data[:2] == b'\xff\xd8':
         return 1
     try:
-        with _open_header(data) as im:
-            turn = im.getexif().get(0x0112, 1)
-            return turn if turn in range(1, 9) else 1
+        im, notes = _open_header(data)
+        with im:
+            return turned_by(im, notes)
     except Exception:  # as if it said nothing
         return 1
 

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from .data import ImageError, centre_crop_box, face_crop_box, read_rgb
-from .files import atomic_write
+from .files import atomic_write, names_after, printable
+from .prediction import error_row
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-turning
 def turning_point(settings) -> float:  # of a `Predictor`: its `threshold` and calibration
@@ -306,18 +307,20 @@ def paint_files(
     "Each picture with its heat as `NAME_heat.jpg` in the folder `out`, all on one scale."
     rows, errors = [], []
     zero = turning_point(predictor.settings)
-    for f in map(Path, files):
+    files = [Path(f) for f in files]
+    for f, name in zip(files, names_after(files, '_heat.jpg')):
+        file = printable(f.name)
         try:
             rgb = read_rgb(f)
         except (ImageError, OSError) as e:
-            errors.append(dict(file=f.name, error=str(e)))
+            errors.append(error_row(f, e))
             continue
         p = predictor(rgb)
         painted = paint(rgb, p, predictor.preprocess, zero)[..., ::-1]
         jpeg = cv2.imencode('.jpg', painted, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-        where = atomic_write(Path(out) / f'{f.stem}_heat.jpg', jpeg.tobytes())
+        where = atomic_write(Path(out) / name, jpeg.tobytes())
         d = p.deciding[0]
         rows.append(
-            dict(file=f.name, verdict=str(p.verdict[d]), p_fake=float(p.p_fake[d]), painted=where)
+            dict(file=file, verdict=str(p.verdict[d]), p_fake=float(p.p_fake[d]), painted=where)
         )
     return rows, errors

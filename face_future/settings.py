@@ -64,11 +64,12 @@ class LimitSettings(BaseModel):
         20, ge=1, description='Faces predicted in one picture, the largest first.'
     )
     timeout: float = Field(
-        30, gt=0, description='Seconds that an upload may take, and then its verdict.'
+        30, gt=0, le=3600, description='Seconds that an upload may take, and then its verdict.'
     )
     decode_seconds: float = Field(
         10,
         gt=0,
+        le=3600,
         description='Seconds of processor time that decoding a picture and finding its faces may '
         'take.',
     )
@@ -169,8 +170,12 @@ OTHERS = [  # variables of the command line
 ]
 
 
-def _misspelt(name, known):
-    near = difflib.get_close_matches(name, known, 1)
+def _misspelt(name: str, known: list) -> str:
+    "What is wrong with a variable's name; empty where it is known, or another program's."
+    ours = name.upper().startswith('FACE_FUTURE_')
+    near = difflib.get_close_matches(name.upper(), known, 1, 0.6 if ours else 0.9)
+    if name in known or not (ours or near):
+        return ''
     return f'{name}: there is no such setting' + (f'; did you mean {near[0]}?' if near else '')
 
 # %% ../nbs/parts/settings.ipynb #t06-explain
@@ -186,15 +191,15 @@ def _explain(e: ValidationError):
 class Settings(AccessSettings, LimitSettings, ModelSettings):
     "How the service runs."
 
-    model_config = ConfigDict(extra='forbid')
+    model_config = ConfigDict(extra='forbid', allow_inf_nan=False)
 
     @classmethod
     def from_env(cls):
         "Settings from the environment; a `ValueError` names the variable that is wrong."
         known = {f'FACE_FUTURE_{k.upper()}': k for k in cls.model_fields}
         for name in os.environ:
-            if name.startswith('FACE_FUTURE_') and name not in (*known, *OTHERS):
-                raise ValueError(_misspelt(name, [*known, *OTHERS]))
+            if wrong := _misspelt(name, [*known, *OTHERS]):
+                raise ValueError(wrong)
         if os.environ.get('FACE_FUTURE_API_KEYS') == '':
             raise ValueError(
                 f'FACE_FUTURE_API_KEYS is empty, and {OPEN_TO_ALL}; give a key, or unset it'

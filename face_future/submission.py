@@ -28,6 +28,7 @@ def folder_images(
     recursive: bool = False,  # its sub folders too
 ) -> list:  # paths, in natural order
     "The pictures of a folder (see `list_pictures`); a `FileNotFoundError` if there are none."
+    folder = Path(folder)
     listing = list_pictures(folder, recursive)
     if listing.files:
         return listing.files
