@@ -7,6 +7,7 @@ __all__ = ['CHUNK', 'BACKENDS', 'find_graph', 'BackendMissing', 'cpu_threads', '
            'OpenVino', 'cpu_name', 'keep_order', 'known_order', 'check_backend', 'make_backend']
 
 # %% ../nbs/parts/backends.ipynb #b04b-imports
+import hashlib
 import json
 import os
 import platform
@@ -22,23 +23,34 @@ from .files import atomic_write, cache_folder
 from .model_config import WeightsError, onnx_notes
 
 # %% ../nbs/parts/backends.ipynb #b04b-findgraph
+def _exported(file, sha256):
+    "The sha256 of the graph that was exported with these weights; empty: nobody wrote it down."
+    try:
+        kept = json.loads(file.with_suffix('.selftest.json').read_text(encoding='utf-8'))
+        return kept.get('graph_sha256', '') if kept.get('sha256') == sha256 else ''
+    except (OSError, ValueError, AttributeError):
+        return ''
+
+
 def find_graph(
     file: str | Path,  # a weights file
     sha256: str,  # of it
 ) -> Path:  # None if there is none
-    "The `.onnx` graph that runs `file`; a `WeightsError` if it was made from other weights."
+    "The `.onnx` graph that runs `file`; a `WeightsError` if it is another's, or was changed."
     file = Path(file)
     if file.suffix == '.onnx':
         return file
     graph = file.with_suffix('.onnx')
     if not graph.exists():
         return None
-    if onnx_notes(graph).get('weights_sha256') == sha256:
-        return graph
-    raise WeightsError(
-        f'{graph.name} was made from other weights than this {file.name}: make it anew '
-        f'(face_future export {file.name}), or delete it.'
-    )
+    advice = f'make it anew (face_future export {file.name}), or delete it.'
+    if onnx_notes(graph).get('weights_sha256') != sha256:
+        raise WeightsError(
+            f'{graph.name} was made from other weights than this {file.name}: {advice}'
+        )
+    if _exported(file, sha256) not in ('', hashlib.sha256(graph.read_bytes()).hexdigest()):
+        raise WeightsError(f'{graph.name} was changed after its export with {file.name}: {advice}')
+    return graph
 
 # %% ../nbs/parts/backends.ipynb #b04b-missing
 class BackendMissing(ValueError):

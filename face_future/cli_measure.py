@@ -344,16 +344,17 @@ def export(
     """
     from face_future.export import export_onnx
     from face_future.precision import check_precision, note_precision
+    from face_future.selftest import keep_known
     from face_future.submission import folder_images
+    from face_future.tta_inference import Predictor
 
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
     size = f'{file.stat().st_size / 1e6:.2f} MB'
     beside = file.with_suffix('.safetensors').name
     typer.echo(f'{file}: {size}, beside {beside}; says what PyTorch says')
-    if not labels_file:
-        return
-    for r in note_precision(file, check_precision(file, labels_file, n)):
+    for r in note_precision(file, check_precision(file, labels_file, n)) if labels_file else ():
         typer.echo(parity_line(r))
+    keep_known(Predictor(file.with_suffix('.safetensors'), device='cpu', backend='onnx'))
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-benchrow
 def bench_row(r) -> list:  # of texts

@@ -229,4 +229,5 @@ def export_onnx(
     _describe(graph, known)
     inputs = example_inputs(preprocess, images)
     _keep_if_equal(graph, beside.with_suffix('.onnx'), model, inputs, tolerance)
+    beside.with_suffix('.selftest.json').unlink(missing_ok=True)  # it was about another graph
     return beside.with_suffix('.onnx')

@@ -19,7 +19,7 @@ from .data import FORMATS, ImageError
 from .frames import count_frames, read_frame
 from .guard import Problem
 from .pieces import pieces_problem
-from .reading import split_notes, turned_by
+from .reading import exif_turn, split_notes
 
 # %% ../nbs/parts/headers.ipynb #h06-refusals
 log = logging.getLogger('face_future')
@@ -108,7 +108,7 @@ def orientation(data: bytes) -> int:  # 1 to 8
     try:
         im, notes = _open_header(data)
         with im:
-            return turned_by(im, notes)
+            return exif_turn(im, notes)
     except Exception:  # as if it said nothing
         return 1
 

@@ -141,4 +141,5 @@ def note_precision(graph: str | Path, rows: list[dict]) -> list[dict]:  # `rows`
     model = onnx.load(graph, load_external_data=False)
     helper.set_model_props(model, {**onnx_notes(graph), 'precision': json.dumps(measured)})
     atomic_write(graph, model.SerializeToString())
+    Path(graph).with_suffix('.selftest.json').unlink(missing_ok=True)  # it was about another graph
     return rows
