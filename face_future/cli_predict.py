@@ -371,10 +371,10 @@ def share_machine(workers: int):
 # %% ../nbs/parts/cli_predict.ipynb #c10-prepare
 def prepare_serving(given: dict, workers: int):
     "Put settings where worker processes find them; an error if they or the weights are wrong."
-    from face_future.backends import check_backend
+    from face_future.backends import check_backend, find_graph
     from face_future.credentials import trust_list
     from face_future.drain import drain_seconds
-    from face_future.model_config import find_weights, read_settings
+    from face_future.model_config import find_weights, load_config
     from face_future.tta_inference import get_views
 
     drain_seconds()  # a mistake in one of the two is said now
@@ -387,7 +387,9 @@ def prepare_serving(given: dict, workers: int):
     settings = Settings.from_env()
     check_backend(settings.backend or None)
     get_views(settings.views or 'flip')
-    read_settings(find_weights(settings.weights))
+    file = find_weights(settings.weights)
+    if settings.backend != 'torch':
+        find_graph(file, load_config(file)['sha256'])
 
 # %% ../nbs/parts/cli_predict.ipynb #c10-address
 def check_address(host: str, port: int):
