@@ -159,9 +159,11 @@ def sample(self: Labels, n: int, seed: int = 0) -> Labels:
 @patch
 def fingerprint(self: Labels) -> str:
     "sha256 over the sorted (path, label, sha256 of the file): no split or order changes it."
-    for f in self.files:
-        if not f.is_file():
-            raise LabelError(f'no such image: {f}')
+    if missing := [f for f in self.files if not f.is_file()]:
+        raise LabelError(
+            f'no such image: {missing[0]} ({len(missing)} of {len(self.files)} are missing). '
+            'Remove what leads nowhere; where a folder was moved, --root names it.'
+        )
     rows = zip(self.rows.path, self.rows.label, self.files)
     text = '\n'.join(sorted(f'{p}\t{w}\t{sha256(f.read_bytes())}' for p, w, f in rows))
     return sha256(text.encode('utf-8', 'surrogateescape'))  # names that are no UTF-8: their bytes
