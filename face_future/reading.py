@@ -289,20 +289,25 @@ def srgb_pixels(rgb, profile: bytes) -> np.ndarray:  # H × W × 3, uint8
     return rgb if change is None else np.asarray(change.apply(Image.fromarray(rgb)))
 
 # %% ../nbs/parts/reading.ipynb #r01-8-bits
-def _to_8_bits(im):
-    "Deep greys scaled to 8 bits."
+def _to_8_bits(im, profile=None):
+    "Deep greys as 8 bits; by their ICC profile (bytes), if there is one, while they are deep."
     x = np.nan_to_num(np.asarray(im, np.float32))
     if im.mode == 'F':
         top = 1 if x.max() <= 1 else 255
     else:
         top = 65535 if im.mode.startswith('I;16') or x.max() > 255 else 255
-    return Image.fromarray((x.clip(0, top) * (255 / top)).round().astype(np.uint8))
+    x = x.clip(0, top) * (255 / top)
+    if change := _colour_change(profile, 'L') if profile else None:
+        steps = np.arange(256)
+        curves = np.asarray(change.apply(Image.fromarray(steps.astype(np.uint8)[None])))[0]
+        x = np.stack([np.interp(x, steps, curve) for curve in curves.T], -1)
+    return Image.fromarray(x.round().astype(np.uint8))
 
 # %% ../nbs/parts/reading.ipynb #d01-torgb
 def to_rgb(im, profile: bytes = None):
     "A PIL image of any mode as RGB: deep greys scaled, colours by the profile, alpha over white."
     if im.mode[0] in 'IF':
-        im = _to_8_bits(im)
+        im = _to_8_bits(im, profile)
     see_through = im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info
     alpha = im.convert('RGBA').getchannel('A') if see_through else None
     if im.mode in ('LA', 'La', '1'):
