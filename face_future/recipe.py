@@ -43,7 +43,8 @@ class Recipe:
     samples_per_epoch: int = 0  # images an epoch; 0: as many as there are
     validation_samples: int = 0  # held-out images predicted after each epoch; 0: all
     # Weights files, or packaged names, with commas: the mean of their logits is taught beside
-    # the labels (distillation). They see the same pictures, at their own size.
+    # the labels (distillation). They see the same crops, at their own size;
+    # a `margin` like theirs serves them best.
     teachers: str = ''
     teacher_share: float = 0.7  # share of the training loss that is theirs
     cutmix: float = 0.0  # alpha of CutMix (Yun et al. 2019, arXiv:1905.04899); 0 is off

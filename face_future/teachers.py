@@ -43,6 +43,7 @@ class Teacher:
         self.model, self.settings = load_weights(find_weights(weights))
         self.theirs = preprocess
         self.own = Preprocess(**self.settings['preprocess'])
+        self.sign = 1 if self.settings['classes'] == ['real', 'fake'] else -1
         self.model.requires_grad_(False)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:  # N × 3 × S × S -> N logits
@@ -56,7 +57,7 @@ class Teacher:
             size = (self.own.size, self.own.size)
             x = F.interpolate(x, size, mode='bicubic', antialias=True).clamp(0, 1)
         with torch.no_grad():
-            return forward_all(self.model.to(x.device), (x - own_mean) / own_std)[0]
+            return self.sign * forward_all(self.model.to(x.device), (x - own_mean) / own_std)[0]
 
 # %% ../nbs/parts/teachers.ipynb #tch-load
 def load_teachers(
