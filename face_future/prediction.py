@@ -188,12 +188,20 @@ class Prediction(CropVerdicts):
         "The verdict and reason of each picture."
         return [self._picture(crop) for crop in self.deciding]
 
+    def _threshold(self, crop):
+        "The threshold for the picture of this crop: it rises with the faces."
+        faces = int(((self.image == self.image[crop]) & (self.quality_issue == '')).sum())
+        return threshold_for(faces, self.threshold, self.many_faces)
+
+    @property
+    def picture_threshold(self) -> np.ndarray:  # one a picture; infinite where none is known
+        "The `p_fake` from which each picture is called fake."
+        return np.array([self._threshold(crop) for crop in self.deciding])
+
     def _picture(self, crop):
         "The verdict and reason of the picture that this crop decides."
         verdict = str(self.verdict[crop])
-        faces = int(((self.image == self.image[crop]) & (self.quality_issue == '')).sum())
-        needed = threshold_for(faces, self.threshold, self.many_faces)
-        if verdict == 'fake' and self.p_fake[crop] < needed:
+        if verdict == 'fake' and self.p_fake[crop] < self._threshold(crop):
             return 'unsure', 'close_call'
         if verdict == 'real' and self.left_out[crop] > 0:
             return 'unsure', 'faces_left_out'

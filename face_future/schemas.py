@@ -177,6 +177,7 @@ EXAMPLE = dict(
     image=dict(width=640, height=480, bytes=81234, sha256='9f86d081…'),
     model=dict(name='faces.safetensors', sha256='b4e3ea38…'),
     threshold=0.92,
+    picture_threshold=0.92,
     lower_threshold=0.4,
     timing_ms=dict(prepare=14.2, predict=48.9, total=63.3),
     request_id='3f2c9d…',
@@ -210,6 +211,11 @@ class Answer(Verdict):
     )
     model: ModelName
     threshold: float = Field(description='p_fake at or above it is called fake.')
+    picture_threshold: Optional[float] = Field(
+        None,
+        description='p_fake from which this picture is called fake: the threshold, higher for '
+        'more faces; null where no p_fake is enough for so many.',
+    )
     lower_threshold: float = Field(
         description='p_fake below it is called real; in between is a close call.'
     )
@@ -313,11 +319,13 @@ def compose(
         verdict = 'unsure'
         reason = 'faces_left_out'
     whole = _verdict(p, d) | dict(verdict=verdict, unsure_reasons=[reason] if reason else [])
+    needed = float(p.picture_threshold[0])
     return dict(
         **whole,
         faces=faces,
         faces_left_out=left_out,
         heatmap=None if faces else heat.get(d),
         threshold=p.threshold,
+        picture_threshold=needed if np.isfinite(needed) else None,
         lower_threshold=p.lower_threshold,
     )
