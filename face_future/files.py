@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['UNPRINTABLE', 'PICTURES', 'NO_PICTURES', 'BRANDS', 'STARTS', 'ASIDE', 'natural_key', 'printable', 'file_index',
-           'file_indices', 'begins_like_a_picture', 'Listing', 'list_pictures', 'atomic_write', 'write_set',
-           'check_writable', 'sha256', 'names_after', 'file_key', 'cache_folder']
+           'file_indices', 'short', 'read_bytes', 'read_text', 'read_json', 'begins_like_a_picture', 'Listing',
+           'list_pictures', 'atomic_write', 'write_set', 'check_writable', 'sha256', 'names_after', 'file_key',
+           'cache_folder']
 
 # %% ../nbs/parts/files.ipynb #fil-imports
 import hashlib
+import json
 import os
 import re
 import stat
@@ -70,6 +72,43 @@ def file_indices(
         found = _longer_where_shared(found, [printable(p) for p in paths])
     # a name may hold what stands for a byte of another name
     return _longer_where_shared(found, [printable(p.replace('\\', r'\\')) for p in paths])
+
+# %% ../nbs/parts/files.ipynb #fil-read
+def short(value, most: int = 80) -> str:
+    "A value from outside for a message: printable, and not too long."
+    text = printable(str(value))
+    return text if len(text) <= most else text[: most - 1] + '…'
+
+
+def read_bytes(file: str | Path) -> bytes:
+    "What a file holds; a `ValueError` for a folder or a device, which has no end."
+    file = Path(file)
+    for kind, word in ((stat.S_ISDIR, 'folder'), (stat.S_ISCHR, 'device'), (stat.S_ISBLK, 'device')):
+        if kind(file.stat().st_mode):
+            raise ValueError(f'{short(file, 200)} is a {word}: give a file.')
+    return file.read_bytes()
+
+# %% ../nbs/parts/files.ipynb #fil-json
+def read_text(file: str | Path) -> str:
+    "The text of a file in UTF-8, maybe with a mark in front; a `ValueError` for anything else."
+    try:
+        return read_bytes(file).decode('utf-8-sig')
+    except UnicodeDecodeError:
+        name = short(Path(file).name, 200)
+        raise ValueError(f'{name} is not a text in UTF-8: save it in that encoding.') from None
+
+
+def read_json(file: str | Path):
+    "What a JSON file holds; a `ValueError` with a sentence if it holds none."
+    text = read_text(file)
+    name = short(Path(file).name, 200)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f'{name} is not JSON that we read: nested too deeply.') from None
+    except ValueError as e:
+        why = e if text.strip() else 'it is empty'
+        raise ValueError(f'{name} is not JSON: {str(why).partition(";")[0]}.') from None
 
 # %% ../nbs/parts/files.ipynb #fil-list
 PICTURES = set(
