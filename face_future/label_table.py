@@ -17,7 +17,15 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .files import atomic_write, list_pictures, natural_key, read_bytes, read_json, sha256, short
+from face_future.files import (
+    atomic_write,
+    list_pictures,
+    natural_key,
+    read_bytes,
+    read_json,
+    sha256,
+    short,
+)
 from .renamed import LABELS, notice, renamed
 
 # %% ../nbs/parts/label_table.ipynb #lab-words
@@ -34,7 +42,9 @@ def check_word(name: str, value, allowed) -> str:
     "`value` if it is one of `allowed`, else a `LabelError` that lists them."
     if value in allowed:
         return value
-    raise LabelError(f'{name} must be one of {", ".join(map(repr, allowed))}, not {short(repr(value))}')
+    raise LabelError(
+        f'{name} must be one of {", ".join(map(repr, allowed))}, not {short(repr(value))}'
+    )
 
 # %% ../nbs/parts/label_table.ipynb #lab-order
 def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:

@@ -27,7 +27,9 @@ def _decoded(file: Path) -> str:
     try:
         data = gzip.decompress(data) if data.startswith(b'\x1f\x8b') else data
     except (EOFError, OSError, zlib.error):
-        raise LabelError(f'{file.name} is a gzip that is damaged or cut off: make it anew') from None
+        raise LabelError(
+            f'{file.name} is a gzip that is damaged or cut off: make it anew'
+        ) from None
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode('utf-16' if is_utf16 else 'utf-8-sig')
