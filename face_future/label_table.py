@@ -61,7 +61,8 @@ COLUMNS = 'path', 'label', 'source', 'group', 'split'
 
 def _check_row(path: str, word: str, split: str):
     "A `LabelError` for a path that leads nowhere or out of the root, or a word that isn't ours."
-    if not path.strip() or '\0' in path or len(path) > 4096:
+    odd = re.search('[\0\ud800-\udc7f\udd00-\udfff]', path)  # \udc80 and on stand for a byte
+    if not path.strip() or odd or len(path) > 4096:
         raise LabelError(f'a row has no path, or one that no file can have: {short(repr(path))}')
     if re.match('/|[A-Za-z]:', path) or '..' in PurePosixPath(path).parts:
         name = short(repr(path))
