@@ -322,9 +322,9 @@ def tsne(
     from face_future.tta_inference import Predictor
 
     perplexities = numbers(perplexity)
-    predictor = Predictor(weights, whole_image=whole_image)
     labels = Labels.load(labels_file, root)
     check_writable(out)
+    predictor = Predictor(weights, whole_image=whole_image)
     seen = see(predictor, labels, n, split, seed, progress=sys.stderr.isatty())
     zero = turning_point(predictor.settings)
     show_map_figures(write_map(seen, out, perplexities, seed, zero))
