@@ -375,11 +375,14 @@ def export(
     ONNX Runtime and OpenVINO run it.
     """
     from face_future.export import export_onnx
+    from face_future.labels import Labels
     from face_future.precision import check_precision, note_precision
     from face_future.selftest import keep_known
     from face_future.submission import folder_images
     from face_future.tta_inference import Predictor
 
+    if labels_file:
+        Labels.load(labels_file)  # a mistake in it is said before anything is written
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
     size = f'{file.stat().st_size / 1e6:.2f} MB'
     beside = file.with_suffix('.safetensors').name

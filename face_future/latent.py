@@ -120,7 +120,7 @@ def _load_half(file, make):
         latents = last.shape[0] if make is encoder else first.shape[1]
         net = make(latents=latents, n=first.shape[0])
         net.load_state_dict({k: v.float() for k, v in state.items()})
-    except (RuntimeError, KeyError, IndexError) as e:
+    except (RuntimeError, KeyError, IndexError, ValueError) as e:
         why = f'not an {make.__name__} in the layout of TAEF2 ({str(e).splitlines()[0]})'
         raise ValueError(f'{file.name}: {why}.') from e
     return net
