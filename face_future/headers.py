@@ -19,7 +19,7 @@ from .data import FORMATS, ImageError
 from .frames import count_frames, read_frame
 from .guard import Problem
 from .pieces import pieces_problem
-from .reading import exif_turn, split_notes, turned_by_xmp
+from .reading import exif_turn, split_notes, upright_by_xmp
 
 # %% ../nbs/parts/headers.ipynb #h06-refusals
 log = logging.getLogger('face_future')
@@ -107,7 +107,7 @@ def orientation(data: bytes) -> int:  # 1 to 8
     try:
         im, notes = _open_header(data)
         with im:
-            browsers_do = data[:2] == b'\xff\xd8' and not turned_by_xmp(im, notes)
+            browsers_do = data[:2] == b'\xff\xd8' and not upright_by_xmp(im, notes)
             return 1 if browsers_do else exif_turn(im, notes)
     except Exception:  # as if it said nothing
         return 1
