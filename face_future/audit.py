@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .data import ImageError, read_rgb
 from .duplicates import duplicates, near_pairs, scan
-from .files import atomic_write, file_index
+from .files import atomic_write, file_index, printable
 from .labels import CLASSES, Labels, list_images
 from .plots import COLOURS
 from .shortcuts import new_axes, scan_traits, shortcuts
@@ -94,6 +94,8 @@ def look_alikes(images: pd.DataFrame, folder: str | Path) -> tuple:
     files = list_images(folder)
     mine = images[images.error == '']
     other = scan(files).query("error == ''")
+    if other.empty:
+        raise ValueError(f'{printable(folder)}: holds no picture that can be read.')
     pairs = near_pairs(mine.thumb.tolist(), other.thumb.tolist())
     return files, mine.index[pairs.i], other.index[pairs.j]
 
@@ -246,6 +248,9 @@ def audit(
     photographs: str | Path | None = None,  # known photographs, to verify the convention with
 ) -> AuditReport:
     "Every check of this part. Reads each file once: a few seconds for 2,000 small images."
+    for folder in filter(None, (test, photographs)):
+        if not list_images(folder):  # said before the long part
+            raise ValueError(f'{printable(folder)}: holds no picture.')
     images = scan_traits(labels)
     n = labels.counts()
     pairs = duplicates(images)

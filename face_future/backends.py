@@ -259,12 +259,24 @@ def _named(name, backend, streams=1):
     return backend
 
 # %% ../nbs/parts/backends.ipynb #b04b-opengraph
-def _open_graph(name, graph, streams):
-    "The backend of that name for an ONNX graph."
+def _graph_of(name, graph, streams):
+    "The backend of that name for an ONNX graph; it may raise anything."
     if name == 'onnx':
-        return _named(name, Onnx(graph, streams), streams)
-    precision = 'bf16' if name.endswith('bf16') else 'f32'
-    return _named(name, OpenVino(graph, precision, streams), streams)
+        return Onnx(graph, streams)
+    return OpenVino(graph, 'bf16' if name.endswith('bf16') else 'f32', streams)
+
+
+def _open_graph(name, graph, streams):
+    "As `_graph_of`; a `WeightsError` for a graph that is damaged, or without its weights."
+    try:
+        return _named(name, _graph_of(name, graph, streams), streams)
+    except (BackendMissing, MemoryError):
+        raise
+    except Exception as e:  # whatever a runtime may raise
+        raise WeightsError(
+            f'{Path(graph).name}: {name} can not open it ({type(e).__name__}). It needs its '
+            'weights file beside it; face_future export makes both.'
+        ) from e
 
 # %% ../nbs/parts/backends.ipynb #b04b-open
 def _candidates(name, graph) -> list:

@@ -304,6 +304,10 @@ def choose(
     "Calibration and both thresholds from held-out logits; a `ValueError` where there are too few."
     from face_future.model_config import calibrated
 
+    for name, rate in dict(max_fpr=max_fpr, max_miss=max_miss).items():
+        if rate is not None and not 0 < rate < 1:
+            option = f'{name} (--{name.replace("_", "-")})'
+            raise ValueError(f'{option} is a share between 0 and 1, not {rate}.')
     z = np.asarray(logit, float)
     held = pd.DataFrame(dict(fake=np.asarray(is_fake, bool), source=np.asarray(source)))
     if held.fake.nunique() < 2:

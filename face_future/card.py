@@ -8,7 +8,7 @@ __all__ = ['SHOWN', 'WORDS', 'over_sources', 'render_card', 'write_card']
 # %% ../nbs/parts/card.ipynb #k07d-imports
 from pathlib import Path
 
-from .files import atomic_write
+from .files import atomic_write, short
 
 # %% ../nbs/parts/card.ipynb #k07d-cell
 def _cell(row) -> str:
@@ -167,7 +167,7 @@ def _identity(s) -> str:
         f'- **Checksum**: sha256 `{s["sha256"]}`\n'
         f'- **Network**: {s["arch"]}, {what} at {pre["size"]} px, '
         f'views: {s.get("views", "flip")}; trained at commit {s.get("commit", "unknown")}\n'
-        f'- **Calibration**: {c["kind"]}, id `{c["id"]}`'
+        f'- **Calibration**: {c.get("kind", "temperature")}, id `{c.get("id", "none")}`'
     )
 
 # %% ../nbs/parts/card.ipynb #k07d-rendercard
@@ -183,5 +183,12 @@ def render_card(settings: dict) -> str:  # of a weights file, as `load_weights` 
 
 
 def write_card(settings: dict, file: str | Path):
-    "`render_card` into a file."
-    atomic_write(Path(file), render_card(settings))
+    "`render_card` into a file; a `ValueError` where the settings aren't whole."
+    try:
+        text = render_card(settings)
+    except (KeyError, TypeError, ValueError) as e:
+        why = f'{type(e).__name__}: {e}'
+        raise ValueError(
+            f'{settings["name"]}: its settings are not whole ({short(why, 200)}); pack it anew.'
+        ) from None
+    atomic_write(Path(file), text)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'FakeMeans', 'Root', 'WholeImage', 'LabelsFile', 'WEIGHTS', 'BACKEND', 'Weights', 'Backend',
-           'sentence', 'forgiving', 'have_a_home', 'failed', 'ForgivingCommand', 'command', 'add_options']
+           'sentence', 'forgiving', 'have_a_home', 'failed', 'ForgivingCommand', 'command', 'finite', 'add_options']
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-imports
 import functools
 import inspect
+import math
 import os
 import sys
 from pathlib import Path
@@ -122,6 +123,13 @@ BACKEND = (
 Weights = Annotated[Optional[str], typer.Option(help=WEIGHTS)]
 Backend = Annotated[Optional[str], typer.Option(help=BACKEND)]
 
+# %% ../nbs/parts/cli_base.ipynb #c10a-finite
+def finite(value: float | None) -> float | None:  # the callback of an option
+    "The number itself; an error for `nan` and `inf`, which pass for numbers, and for any bound."
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f'{value} is not a number that means anything here.')
+    return value
+
 # %% ../nbs/parts/cli_base.ipynb #c10a-addoptions
 def add_options(
     options: dict,  # name -> (type, help)
@@ -131,7 +139,10 @@ def add_options(
 
     def parameter(name, kind, text):
         option = typer.Option(
-            help=text, show_default=False, envvar=f'{prefix}{name.upper()}' if prefix else None
+            help=text,
+            show_default=False,
+            envvar=f'{prefix}{name.upper()}' if prefix else None,
+            callback=finite if kind is float else None,
         )
         annotation = Annotated[Optional[kind], option]
         return inspect.Parameter(

@@ -6,8 +6,9 @@
 __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 'Rounds', 'Corruptions', 'MinCoverage', 'Runs',
            'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit', 'Perplexity', 'MapSeed',
            'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer', 'Beside', 'BenchOut', 'show_report',
-           'coverage_line', 'check_coverage', 'compare_with', 'write_corruptions', 'evaluate', 'show_left_out',
-           'left_out', 'card', 'numbers', 'show_map_figures', 'tsne', 'parity_line', 'export', 'bench_row', 'bench']
+           'coverage_line', 'check_coverage', 'check_against', 'compare_with', 'write_corruptions', 'evaluate',
+           'show_left_out', 'left_out', 'card', 'numbers', 'show_map_figures', 'tsne', 'parity_line', 'export',
+           'bench_row', 'bench']
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-imports
 import json
@@ -18,7 +19,7 @@ from typing import Annotated, Literal, Optional
 import typer
 from rich.table import Table
 
-from .cli_base import Root, Weights, WholeImage, command, console, failed
+from .cli_base import Root, Weights, WholeImage, command, console, failed, finite
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-showreport
 def show_report(report):
@@ -47,6 +48,17 @@ def check_coverage(table, least: float):
         raise failed(
             f'a score for {scored:.2%} of the images, and --min-coverage asks for {least:.2%}.', 1
         )
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-checkagainst
+def check_against(other: str | Path, labels, split: str):  # as for `compare_with`
+    "An error for a second detector that can't be read; said before the first one takes its time."
+    from face_future.model_config import load_config
+    from face_future.scores import read_scores
+
+    if Path(other).suffix.lower() == '.csv':
+        read_scores(other, labels.part(split).rows)
+    else:
+        load_config(other)
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-comparewith
 def compare_with(
@@ -97,7 +109,9 @@ Against = Annotated[
 Split = Annotated[Literal['valid', 'train', 'all'], typer.Option(help='valid, train, or all.')]
 Threshold = Annotated[
     Optional[float],
-    typer.Option(help="Fake from here on; default: the weights' own, .5 for a table."),
+    typer.Option(
+        help="Fake from here on; default: the weights' own, .5 for a table.", callback=finite
+    ),
 ]
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-evaluateoptions
@@ -106,16 +120,22 @@ Evaluation = Annotated[
 ]
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-evaluatechecks
-Rounds = Annotated[int, typer.Option(help='Of the bootstrap.')]
+Rounds = Annotated[int, typer.Option(help='Of the bootstrap.', min=20)]
 Corruptions = Annotated[
     int,
     typer.Option(
-        help='Also predict so many images of each source and class under every corruption.'
+        help='Also predict so many images of each source and class under every corruption.',
+        min=0,
     ),
 ]
 MinCoverage = Annotated[
     float,
-    typer.Option(help='End with status 1 where less than this share of the images got a score.'),
+    typer.Option(
+        help='End with status 1 where less than this share of the images got a score.',
+        min=0,
+        max=1,
+        callback=finite,
+    ),
 ]
 
 # %% ../nbs/parts/cli_measure.ipynb #c10-evaluate
@@ -138,6 +158,7 @@ def evaluate(
     Example: face_future evaluate data/faces_labels.json --out evaluation
     """
     from face_future.evaluate import get_scores, write_report
+    from face_future.files import check_writable
     from face_future.labels import Labels
 
     if scores and weights:
@@ -145,6 +166,9 @@ def evaluate(
     if scores and Path(scores).suffix.lower() != '.csv':
         raise ValueError(f'--scores {scores}: must be a CSV; a weights file goes to --weights.')
     labels = Labels.load(labels_file, root)
+    check_writable(out, ['scores.csv', 'report.csv', 'coverage.csv', 'report.png'])
+    if against:
+        check_against(against, labels, split)
     table, own, name = get_scores(scores or weights, labels, split, sys.stderr.isatty())
     threshold = own if threshold is None else threshold
     report, _ = write_report(table, threshold, out, rounds)
@@ -196,9 +220,11 @@ def left_out(
     import pandas as pd
 
     from face_future.evaluate import left_out_scores, write_left_out
+    from face_future.files import check_file_writable
     from face_future.labels import Labels
 
     labels = Labels.load(labels_file)
+    check_file_writable(out)
     scores = [left_out_scores(run, labels, views, sys.stderr.isatty()) for run in runs]
     table = write_left_out(pd.concat(scores, ignore_index=True), out)
     show_left_out(table)
@@ -227,7 +253,11 @@ def card(
     from face_future.model_config import complete, find_weights, read_settings
 
     file = find_weights(weights)
-    write_card(complete(file, read_settings(file)), out)
+    if (settings := read_settings(file)) is None:
+        raise ValueError(
+            f'{file.name} says nothing of itself: a card is written of packed weights.'
+        )
+    write_card(complete(file, settings), out)
     typer.echo(f'wrote {out}')
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-shown
@@ -285,14 +315,16 @@ def tsne(
     Writes tsne.png, tsne.html, mistakes, and figures that keep the maps honest.
     """
     from face_future.atlas import write_map
+    from face_future.files import check_writable
     from face_future.heatmaps import turning_point
     from face_future.labels import Labels
     from face_future.tsne import see
     from face_future.tta_inference import Predictor
 
     perplexities = numbers(perplexity)
-    predictor = Predictor(weights, whole_image=whole_image)
     labels = Labels.load(labels_file, root)
+    check_writable(out)
+    predictor = Predictor(weights, whole_image=whole_image)
     seen = see(predictor, labels, n, split, seed, progress=sys.stderr.isatty())
     zero = turning_point(predictor.settings)
     show_map_figures(write_map(seen, out, perplexities, seed, zero))
@@ -343,11 +375,14 @@ def export(
     ONNX Runtime and OpenVINO run it.
     """
     from face_future.export import export_onnx
+    from face_future.labels import Labels
     from face_future.precision import check_precision, note_precision
     from face_future.selftest import keep_known
     from face_future.submission import folder_images
     from face_future.tta_inference import Predictor
 
+    if labels_file:
+        Labels.load(labels_file)  # a mistake in it is said before anything is written
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
     size = f'{file.stat().st_size / 1e6:.2f} MB'
     beside = file.with_suffix('.safetensors').name
@@ -391,8 +426,10 @@ BenchOut = Annotated[
 def bench(
     folder: Annotated[Path, typer.Argument(help='Folder of images.')] = Path('data/sample'),
     weights: Weights = None,
-    rounds: Annotated[int, typer.Option(help='How often the cases take turns.')] = 5,
-    seconds: Annotated[float, typer.Option(help='For each case, each round.')] = 1.0,
+    rounds: Annotated[int, typer.Option(help='How often the cases take turns.', min=1)] = 5,
+    seconds: Annotated[
+        float, typer.Option(help='For each case, each round.', callback=finite)
+    ] = 1.0,
     compiled: Compiled = False,
     peer: Peer = None,
     beside: Beside = None,
@@ -404,9 +441,11 @@ def bench(
 
     The share of the processor's peak arithmetic is given too.
     """
+    from face_future.files import check_file_writable
     from face_future.speed import run_bench
     from face_future.submission import folder_images
 
+    check_file_writable(out)
     others = dict(peer=peer, beside=beside)
     table = run_bench(folder_images(folder), weights, rounds, seconds, compiled, out, **others)
     shown = Table('what', 'batch', 'images/s', 'p50 ms', 'p95 ms', 'share of peak')

@@ -141,8 +141,10 @@ def labels(
 
     Example: face_future labels data/challenge --label-source folder --fake-means photograph
     """
+    from face_future.files import check_file_writable
     from face_future.labels import Labels, continue_split, with_families
 
+    check_file_writable(out)
     new = read_source(source, real, fake, label_source, fake_means, valid_pct == 1, manifest or ())
     if families:
         new = with_families(new, families)
@@ -180,8 +182,10 @@ def audit(
     Example: face_future audit train_labels.json --test data/challenge/test
     """
     from face_future.audit import audit as run
+    from face_future.files import check_file_writable
     from face_future.labels import Labels
 
+    check_file_writable(out)
     report = run(Labels.load(labels_file, root), test=test, photographs=photographs)
     table = Table('check', 'severity', 'count', 'detail')
     for r in report.table().itertuples():
@@ -374,9 +378,11 @@ def pack(
     Example: face_future pack runs/first/model_best.safetensors small.safetensors
     --views flip --labels-file train_labels.json
     """
+    from face_future.files import check_file_writable
     from face_future.labels import Labels
     from face_future.pack import pack as run
 
+    check_file_writable(out)
     labels_file = given.pop('labels_file', None)
     labels = Labels.load(labels_file, root) if labels_file else None
     if given.get('photo_sources'):

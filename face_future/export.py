@@ -221,13 +221,12 @@ def export_onnx(
     "Write an ONNX graph that points into its weights; an `ExportError` if parity fails."
     file = find_weights(weights)
     model, known = load_weights(file, settings)
+    inputs = example_inputs(Preprocess(**known['preprocess']), images)  # before anything is written
     beside = _weights_beside(file, Path(out or file.parent), model, known)
     known = complete(beside, read_settings(beside))
-    preprocess = Preprocess(**known['preprocess'])
-    graph = trace(model, preprocess.size)
+    graph = trace(model, known['preprocess']['size'])
     point_into(graph, beside)
     _describe(graph, known)
-    inputs = example_inputs(preprocess, images)
     _keep_if_equal(graph, beside.with_suffix('.onnx'), model, inputs, tolerance)
     beside.with_suffix('.selftest.json').unlink(missing_ok=True)  # it was about another graph
     return beside.with_suffix('.onnx')

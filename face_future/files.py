@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['UNPRINTABLE', 'PICTURES', 'NO_PICTURES', 'BRANDS', 'STARTS', 'ASIDE', 'natural_key', 'printable', 'file_index',
-           'file_indices', 'begins_like_a_picture', 'Listing', 'list_pictures', 'atomic_write', 'write_set',
-           'check_writable', 'sha256', 'names_after', 'file_key', 'cache_folder']
+           'file_indices', 'short', 'read_bytes', 'read_text', 'read_json', 'begins_like_a_picture', 'Listing',
+           'list_pictures', 'atomic_write', 'write_set', 'check_writable', 'check_file_writable', 'sha256',
+           'names_after', 'file_key', 'cache_folder']
 
 # %% ../nbs/parts/files.ipynb #fil-imports
 import hashlib
+import json
 import os
 import re
 import stat
@@ -70,6 +72,47 @@ def file_indices(
         found = _longer_where_shared(found, [printable(p) for p in paths])
     # a name may hold what stands for a byte of another name
     return _longer_where_shared(found, [printable(p.replace('\\', r'\\')) for p in paths])
+
+# %% ../nbs/parts/files.ipynb #fil-read
+def short(value, most: int = 80) -> str:
+    "A value from outside for a message: printable, and not too long."
+    text = printable(str(value))
+    return text if len(text) <= most else text[: most - 1] + '…'
+
+
+def read_bytes(file: str | Path) -> bytes:
+    "What a file holds; a `ValueError` for a folder or a device, which has no end."
+    file = Path(file)
+    for kind, word in (
+        (stat.S_ISDIR, 'folder'),
+        (stat.S_ISCHR, 'device'),
+        (stat.S_ISBLK, 'device'),
+    ):
+        if kind(file.stat().st_mode):
+            raise ValueError(f'{short(file, 200)} is a {word}: give a file.')
+    return file.read_bytes()
+
+# %% ../nbs/parts/files.ipynb #fil-json
+def read_text(file: str | Path) -> str:
+    "The text of a file in UTF-8, maybe with a mark in front; a `ValueError` for anything else."
+    try:
+        return read_bytes(file).decode('utf-8-sig')
+    except UnicodeDecodeError:
+        name = short(Path(file).name, 200)
+        raise ValueError(f'{name} is not a text in UTF-8: save it in that encoding.') from None
+
+
+def read_json(file: str | Path):
+    "What a JSON file holds; a `ValueError` with a sentence if it holds none."
+    text = read_text(file)
+    name = short(Path(file).name, 200)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f'{name} is not JSON that we read: nested too deeply.') from None
+    except ValueError as e:
+        why = e if text.strip() else 'it is empty'
+        raise ValueError(f'{name} is not JSON: {str(why).partition(";")[0]}.') from None
 
 # %% ../nbs/parts/files.ipynb #fil-list
 PICTURES = set(
@@ -206,15 +249,29 @@ def _write_safely(file: Path, data) -> Path:  # the temporary file beside `file`
     return temporary
 
 # %% ../nbs/parts/files.ipynb #fil-atomic-write
+def _is_no_file(file: Path) -> bool:
+    "Is it there, but a device or a pipe?"
+    return file.exists() and not (file.is_file() or file.is_dir())
+
+
+def _replace(temporary: Path, file: Path):
+    "Move a file into its place; an `OSError` names `file`, and the other is gone in any case."
+    try:
+        os.replace(temporary, file)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(file)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def atomic_write(file: str | Path, content: str | bytes) -> Path:
     "Write under a temporary name, then `os.replace`; on failure the old file is left as it was."
     file = Path(file)
     data = content.encode('utf-8') if isinstance(content, str) else memoryview(content)
-    temporary = _write_safely(file, data)
-    try:
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if _is_no_file(file):
+        file.write_bytes(data)
+    else:
+        _replace(_write_safely(file, data), file)
     return file
 
 # %% ../nbs/parts/files.ipynb #fil-set
@@ -228,7 +285,7 @@ def write_set(contents: dict) -> None:
         for f, data in encoded.items():
             temporary[f] = _write_safely(f, data)
         for f, tmp in temporary.items():
-            os.replace(tmp, f)
+            _replace(tmp, f)
     finally:
         for tmp in temporary.values():
             tmp.unlink(missing_ok=True)
@@ -260,6 +317,12 @@ def check_writable(
         if (folder / name).is_dir():
             taken = 'is a folder, and a file of that name is to be written.'
             raise OSError(f'{printable(folder / name)}: {taken}')
+
+
+def check_file_writable(file: str | Path | None) -> None:  # None: nothing is to be written
+    "As `check_writable`, for one file."
+    if file is not None and not _is_no_file(Path(file)):
+        check_writable(Path(file).parent, [Path(file).name])
 
 # %% ../nbs/parts/files.ipynb #fil-sha
 def sha256(data: str | bytes) -> str:

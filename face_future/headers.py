@@ -19,7 +19,7 @@ from .data import FORMATS, ImageError
 from .frames import count_frames, read_frame
 from .guard import Problem
 from .pieces import pieces_problem
-from .reading import exif_turn, split_notes
+from .reading import exif_turn, split_notes, upright_by_xmp
 
 # %% ../nbs/parts/headers.ipynb #h06-refusals
 log = logging.getLogger('face_future')
@@ -100,15 +100,15 @@ def memory_needed(data: bytes) -> int:  # bytes
 
 # %% ../nbs/parts/headers.ipynb #h06-orientation
 def orientation(data: bytes) -> int:  # 1 to 8
-    """How a file other than a JPEG says it has to be turned.
+    """How a file says it has to be turned, where a browser may not do it.
 
-    Browsers turn every JPEG, but not all formats; the page has to know."""
-    if data[:2] == b'\xff\xd8':
-        return 1
+    Browsers turn every JPEG by its EXIF, but not by its XMP, and not all formats; the page has to
+    know."""
     try:
         im, notes = _open_header(data)
         with im:
-            return exif_turn(im, notes)
+            browsers_do = data[:2] == b'\xff\xd8' and not upright_by_xmp(im, notes)
+            return 1 if browsers_do else exif_turn(im, notes)
     except Exception:  # as if it said nothing
         return 1
 

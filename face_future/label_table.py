@@ -17,7 +17,15 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .files import atomic_write, list_pictures, natural_key, sha256
+from face_future.files import (
+    atomic_write,
+    list_pictures,
+    natural_key,
+    read_bytes,
+    read_json,
+    sha256,
+    short,
+)
 from .renamed import LABELS, notice, renamed
 
 # %% ../nbs/parts/label_table.ipynb #lab-words
@@ -34,7 +42,9 @@ def check_word(name: str, value, allowed) -> str:
     "`value` if it is one of `allowed`, else a `LabelError` that lists them."
     if value in allowed:
         return value
-    raise LabelError(f'{name} must be one of {", ".join(map(repr, allowed))}, not {value!r}')
+    raise LabelError(
+        f'{name} must be one of {", ".join(map(repr, allowed))}, not {short(repr(value))}'
+    )
 
 # %% ../nbs/parts/label_table.ipynb #lab-order
 def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
@@ -50,15 +60,28 @@ COLUMNS = 'path', 'label', 'source', 'group', 'split'
 
 
 def _check_row(path: str, word: str, split: str):
-    "A `LabelError` for a path out of the root, or a word that is none of ours."
+    "A `LabelError` for a path that leads nowhere or out of the root, or a word that isn't ours."
+    odd = re.search('[\0\ud800-\udc7f\udd00-\udfff]', path)  # \udc80 and on stand for a byte
+    if not path.strip() or odd or len(path) > 4096:
+        raise LabelError(f'a row has no path, or one that no file can have: {short(repr(path))}')
     if re.match('/|[A-Za-z]:', path) or '..' in PurePosixPath(path).parts:
-        raise LabelError(f'{path!r} leads out of the root: give the root, and paths relative to it')
-    check_word(f'label of {path}', word, CLASSES)
-    check_word(f'split of {path}', split, ('train', 'valid', ''))
+        name = short(repr(path))
+        raise LabelError(f'{name} leads out of the root: give the root, and paths relative to it')
+    check_word(f'label of {short(path)}', word, CLASSES)
+    check_word(f'split of {short(path)}', split, ('train', 'valid', ''))
 
 # %% ../nbs/parts/label_table.ipynb #tab-table
 # Names that are no UTF-8 are text to Python, but not to pyarrow, which pandas takes where it is.
 _python_text = pd.option_context('mode.string_storage', 'python')
+
+
+def _check_cells(df: pd.DataFrame):
+    "A `LabelError` for a list or an object where a text belongs."
+    for c in {*COLUMNS, 'family'} & set(df):
+        nested = df[c].map(lambda x: isinstance(x, (list, dict)))
+        if nested.any():
+            odd = short(df[c][nested].iloc[0])
+            raise LabelError(f'{c} must be a text in every row, and is {odd} in {nested.sum()}')
 
 
 @_python_text
@@ -69,6 +92,7 @@ def _text_columns(rows) -> pd.DataFrame:
         raise LabelError('no images: nothing to label')
     if missing := {'path', 'label'} - set(df):
         raise LabelError(f'rows without {sorted(missing)}')
+    _check_cells(df)
     df = df.reindex(columns=list(dict.fromkeys([*COLUMNS, *df]))).astype(object)
     df = df.where(df.notna(), '').infer_objects()
     return df.astype({c: str for c in COLUMNS})
@@ -178,11 +202,11 @@ def to_json(rows) -> str:
 def read_rows(file: str | Path) -> list[dict]:
     "The rows of a JSON file; a `LabelError` if it is anything but a list of rows."
     try:
-        rows = json.loads(Path(file).read_text(encoding='utf-8-sig'))
+        rows = read_json(file)
     except FileNotFoundError:
         raise LabelError(f'no such label file: {file}') from None
-    except (ValueError, RecursionError) as e:
-        raise LabelError(f'{Path(file).name} is not JSON: {e}') from None
+    except ValueError as e:
+        raise LabelError(str(e)) from None
     if isinstance(rows, list) and all(isinstance(r, dict) for r in rows):
         return rows
     raise LabelError(f'{Path(file).name} must hold a list of rows')
@@ -223,10 +247,11 @@ def save(self: Labels, json_file: str | Path) -> Path:
 def _read_facts(side: Path) -> dict:
     "What a meta file holds; nothing where it is damaged."
     try:
-        facts = json.loads(side.read_text(encoding='utf-8-sig'))
-    except (ValueError, RecursionError):
+        facts = read_json(side)
+    except ValueError:
         return {}
-    return facts if isinstance(facts, dict) else {}
+    whole = isinstance(facts, dict) and isinstance(facts.get('root'), str)
+    return facts if whole else {}
 
 
 def _read_meta(json_file: Path, fake_means: str | None, vouched: bool) -> dict:
@@ -239,7 +264,7 @@ def _read_meta(json_file: Path, fake_means: str | None, vouched: bool) -> dict:
             'face_future labels writes both files; from Python, give fake_means= '
             '(what `fake` means there) and root='
         )
-    if not vouched and meta.get('rows_sha256') != sha256(json_file.read_bytes()):
+    if not vouched and meta.get('rows_sha256') != sha256(read_bytes(json_file)):
         raise LabelError(
             f'{json_file.name} was changed after {side.name}: '
             'make both anew with face_future labels; from Python, give fake_means= and root=, and '

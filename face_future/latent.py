@@ -95,21 +95,32 @@ def _ends(state):
     return state[names[0]], state[names[-1]]
 
 # %% ../nbs/parts/latent.ipynb #e01e-loadhalf
+def _open_half(file) -> dict:  # name -> tensor; or a TorchScript
+    "What a file holds; a `ValueError` if it is damaged, or of another kind."
+    try:
+        if file.suffix != '.safetensors':
+            return torch.jit.load(file, map_location='cpu')
+        return load_file(file)
+    except Exception as e:  # what such a library makes of other bytes may be any
+        kinds = 'neither safetensors that are whole, nor TorchScript'
+        raise ValueError(f'{file.name}: {kinds} ({type(e).__name__}).') from e
+
+
 def _load_half(file, make):
     "A network from safetensors in TAEF2's layout (`make` builds it), or from TorchScript."
     file = Path(file)
     if not file.is_file():
         advice = '--latent-fakes takes an encoder and a decoder'
         raise FileNotFoundError(f'{file}: no such file; {advice}.')
-    if file.suffix != '.safetensors':
-        return torch.jit.load(file, map_location='cpu')
-    state = load_file(file)
+    state = _open_half(file)
+    if not isinstance(state, dict):
+        return state
     try:
         first, last = _ends(state)
         latents = last.shape[0] if make is encoder else first.shape[1]
         net = make(latents=latents, n=first.shape[0])
         net.load_state_dict({k: v.float() for k, v in state.items()})
-    except (RuntimeError, KeyError, IndexError) as e:
+    except (RuntimeError, KeyError, IndexError, ValueError) as e:
         why = f'not an {make.__name__} in the layout of TAEF2 ({str(e).splitlines()[0]})'
         raise ValueError(f'{file.name}: {why}.') from e
     return net

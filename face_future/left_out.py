@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import atomic_write
-from .labels import Labels, left_out
+from .files import atomic_write, short
+from .labels import Labels, left_out, read_csv
 from .metrics import auroc_interval
 from .renamed import SCORES
 from .scores import score_images
@@ -75,15 +75,36 @@ def write_left_out(scores: pd.DataFrame, file: str | Path) -> pd.DataFrame:  # t
     return table
 
 # %% ../nbs/parts/left_out.ipynb #p07l-read
+def _as_bools(column, name: str) -> pd.Series:
+    "True and False, as a table writes them; a `ValueError` for other words."
+    words = column.str.lower()
+    if (odd := column[~words.isin(['true', 'false'])]).size:
+        raise ValueError(f'{name} must be True or False, not {short(odd.iloc[0])!r}.')
+    return words == 'true'
+
+
+def _as_numbers(column, name: str) -> pd.Series:
+    "Numbers, nan where a cell is empty; a `ValueError` for words."
+    numbers = pd.to_numeric(column, errors='coerce')
+    odd = column[~np.isfinite(numbers) & (column != '')]
+    if odd.size:
+        raise ValueError(f'{name} must be a number, not {short(odd.iloc[0])!r}.')
+    return numbers
+
+
 def read_left_out(file: str | Path) -> pd.DataFrame:  # for `choose`
     "Scores of `write_left_out` that their network had not seen, without a quality issue."
-    t = pd.read_csv(file, keep_default_na=False, na_values=dict(logit=['']))
-    t = t.rename(columns=SCORES)
-    if missing := {'logit', 'fake', 'source', 'left_out', 'unseen'} - set(t):
+    t = read_csv(file).rename(columns=SCORES)
+    name = Path(file).name
+    if missing := {'logit', 'fake', 'source', 'left_out', 'unseen', 'unsure_reason'} - set(t):
         raise ValueError(
-            f'{Path(file).name} has no column {sorted(missing)}: face_future left-out makes '
-            'such a table.'
+            f'{name} has no column {sorted(missing)}: face_future left-out makes such a table.'
         )
+    bools = {k: _as_bools(t[k], f'{name}: {k}') for k in ('fake', 'unseen')}
+    numbers = {k: _as_numbers(t[k], f'{name}: {k}') for k in {'logit', 'temperature'} & set(t)}
+    if 'temperature' in t and not (numbers['temperature'] > 0).all():
+        raise ValueError(f'{name}: temperature must be above 0 in every row.')
+    t = t.assign(**bools, **numbers)
     return t[t.unseen & t.logit.notna() & t.unsure_reason.isin(['', *DOUBTS])].reset_index(
         drop=True
     )

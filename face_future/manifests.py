@@ -10,40 +10,64 @@ import codecs
 import gzip
 import io
 import os
+import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
+from .files import read_bytes, short
 from .label_table import LabelError, Labels
 
 # %% ../nbs/parts/manifests.ipynb #lab-manifest
 def _decoded(file: Path) -> str:
     "The text of a CSV in UTF-8 or UTF-16, maybe gzipped; a `LabelError` for other encodings."
-    data = file.read_bytes()
-    if data.startswith(b'\x1f\x8b'):
-        data = gzip.decompress(data)
+    data = read_bytes(file)
+    try:
+        data = gzip.decompress(data) if data.startswith(b'\x1f\x8b') else data
+    except (EOFError, OSError, zlib.error):
+        raise LabelError(
+            f'{file.name} is a gzip that is damaged or cut off: make it anew'
+        ) from None
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return data.decode('utf-16' if is_utf16 else 'utf-8-sig')
-    except UnicodeDecodeError:
+        text = data.decode('utf-16' if is_utf16 else 'utf-8-sig')
+        if '\0' not in text:  # no table holds it, but a UTF-16 without its mark does
+            return text
+        raise ValueError
+    except ValueError:
         advice = 'save it as "CSV UTF-8" and give that file'
         raise LabelError(f'{file.name} is not in UTF-8: {advice}') from None
 
 # %% ../nbs/parts/manifests.ipynb #man-csv
+def _table(text: str, name: str) -> pd.DataFrame:
+    "A CSV's text as a table of texts; a `LabelError` where a row has more cells than the header."
+    separator = max(',;\t', key=text.lstrip().partition('\n')[0].count)
+    options = dict(sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
+    try:
+        with warnings.catch_warnings():  # it warns, and drops what is beyond the header
+            warnings.simplefilter('error', pd.errors.ParserWarning)
+            return pd.read_csv(io.StringIO(text), index_col=False, **options)
+    except pd.errors.ParserWarning:
+        raise LabelError(
+            f'{name} is not a table: its rows are longer than its first line, which names the '
+            'columns; put cells that hold a separator in quotes'
+        ) from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
+        raise LabelError(f'{name} is not a table: {e}') from None
+
+
 def read_csv(file: str | Path) -> pd.DataFrame:
     "A CSV as text, separated by commas, semicolons or tabs; column names in lower case."
     file = Path(file)
     if not file.is_file():
         raise LabelError(f'no such table: {file}')
-    text = _decoded(file)
-    separator = max(',;\t', key=text.lstrip().partition('\n')[0].count)
-    options = dict(sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
-    try:
-        df = pd.read_csv(io.StringIO(text), **options)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
-        raise LabelError(f'{file.name} is not a table: {e}') from None
-    return df.rename(columns=lambda c: c.strip().lower()).apply(lambda column: column.str.strip())
+    df = _table(_decoded(file), file.name)
+    df = df.rename(columns=lambda c: c.strip().lower()).apply(lambda column: column.str.strip())
+    if (twice := df.columns[df.columns.duplicated()]).size:
+        raise LabelError(f'{file.name} has the column {short(twice[0])} twice: leave one of them')
+    return df
 
 # %% ../nbs/parts/manifests.ipynb #man-manifest
 KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from .files import atomic_write
+from .files import atomic_write, short
 from face_future.model_config import (
     ModelConfig,
     WeightsError,
@@ -29,12 +29,22 @@ from .tensors import fit_state, grow, read_state
 _all_ = [fit_state, grow, read_state]  # parts/tensors', offered here too
 
 # %% ../nbs/02_model.ipynb #m02-fromtimm
+def _check_arch(arch: str):
+    "A `WeightsError` for a name that timm itself doesn't have; of other places none is fetched."
+    if not timm.is_model(arch.partition('.')[0]):
+        raise WeightsError(
+            f'{short(arch)}: timm {timm.__version__} has no network of that name; '
+            'timm.list_models() gives those it has.'
+        )
+
+
 def _from_timm(arch: str, weights, classes: int, kwargs: dict) -> nn.Module:
     "A timm network; a `WeightsError` if the hub can't be reached."
+    _check_arch(arch)
     try:
         return timm.create_model(arch, num_classes=classes, pretrained=weights == 'hub', **kwargs)
     except Exception as error:
-        if weights != 'hub' or arch.split('.')[0] not in timm.list_models():
+        if weights != 'hub':
             raise
         raise WeightsError(
             f'The ImageNet weights of {arch} could not be fetched ({type(error).__name__}). '
@@ -121,6 +131,7 @@ def load_weights(
     "The network and its settings; a `WeightsError` says what is wrong."
     state, inside = read_state(file)
     config = complete(file, inside, settings)
+    _check_arch(config.arch)
     model = timm.create_model(config.arch, num_classes=len(config.classes))
     fit_state(model, state, Path(file).name)
     return model.eval(), config

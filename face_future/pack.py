@@ -7,13 +7,13 @@ __all__ = ['halve', 'held_out_settings', 'pack']
 
 # %% ../nbs/parts/pack.ipynb #k07e-imports
 import copy
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from .calibrate import choose
+from .files import read_json, short
 from .labels import Labels
 from .left_out import read_left_out
 from .metrics import evaluation
@@ -56,6 +56,14 @@ def held_out_settings(
     return dict(**chosen, evaluation=evaluation(t, chosen['threshold'], views, unsure))
 
 # %% ../nbs/parts/pack.ipynb #k07e-settings
+def _read_card(file) -> dict:
+    "The words of a card; a `ValueError` if the JSON file holds anything else."
+    words = read_json(file)
+    if not isinstance(words, dict):
+        raise ValueError(f'{Path(file).name} must hold an object, not {short(words)}.')
+    return words
+
+
 def _settings(predictor, views, about, card) -> dict:
     "What the run's file says, and what is said anew."
     s = {k: v for k, v in predictor.settings.items() if k not in ('name', 'sha256')}
@@ -63,7 +71,7 @@ def _settings(predictor, views, about, card) -> dict:
     if about:
         s['about'] = about
     if card:
-        s['card'] = json.loads(Path(card).read_text(encoding='utf-8'))
+        s['card'] = _read_card(card)
     return s
 
 # %% ../nbs/parts/pack.ipynb #k07e-pack
@@ -78,8 +86,10 @@ def pack(
     **choices,  # of `held_out_settings`
 ):  # -> the settings written, and the largest change of a logit
     "Write weights in half precision, to be shipped, measured with the views they recommend."
+    if card:
+        _read_card(card)  # a mistake in it is said first
     p = Predictor(weights, views=views, device='cpu', backend='torch')
-    if size:
+    if size is not None:
         p.preprocess = replace(p.preprocess, size=size)
     gap = halve(p)
     s = _settings(p, views, about, card)

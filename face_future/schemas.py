@@ -98,8 +98,8 @@ class ImageInfo(BaseModel):
     sha256: str = Field(description='Of the file as it was sent.')
     orientation: int = Field(
         1,
-        description='How a file other than a JPEG says it has to be turned, 1 to 8 as in EXIF; '
-        'all else here is of the upright picture.',
+        description='How a file other than a JPEG says it has to be turned, or a JPEG in its XMP '
+        'alone, 1 to 8 as in EXIF; all else here is of the upright picture.',
     )
     frame: int = Field(1, description='Which frame of an animation was predicted, from 1.')
     frames: int = Field(1, description='How many frames the file has; 1000 are as many or more.')
@@ -207,7 +207,7 @@ class Answer(Verdict):
     preview: str = Field(
         '',
         description='With preview=true, where a browser may not show what was predicted (HEIC, a '
-        'frame of an animation): a data URL of a small JPEG of it.',
+        'frame of an animation, a picture that XMP alone turns): a data URL of a small JPEG of it.',
     )
     model: ModelName
     threshold: float = Field(description='p_fake at or above it is called fake.')

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 from collections import Counter
+from heapq import nsmallest
 from pathlib import Path
 
 from face_future.files import (
@@ -19,6 +20,8 @@ from face_future.files import (
     list_pictures,
     natural_key,
     printable,
+    read_json,
+    short,
     write_set,
 )
 
@@ -177,10 +180,7 @@ class Journal:
 # %% ../nbs/parts/submission.ipynb #p04b-read
 def _read_rows(file) -> list:
     "The rows of a submission; a `ValueError` says why it is none."
-    try:
-        rows = json.loads(Path(file).read_text(encoding='utf-8-sig'))
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f'not JSON: {e}') from None
+    rows = read_json(file)
     listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
     if not listed or not all({'index', 'prediction'} <= row.keys() for row in rows):
         raise ValueError('not a list of objects with index and prediction')
@@ -189,8 +189,8 @@ def _read_rows(file) -> list:
 
 def _some(values) -> str:
     "A few of these values, in natural order."
-    first = sorted(values, key=lambda x: natural_key(str(x)))[:5]
-    return ', '.join(map(str, first)) + (' …' if len(values) > 5 else '')
+    first = nsmallest(5, values, key=lambda x: natural_key(str(x)))
+    return ', '.join(map(short, first)) + (' …' if len(values) > 5 else '')
 
 # %% ../nbs/parts/submission.ipynb #p04b-types
 def _is_index(value) -> bool:
@@ -207,7 +207,7 @@ def _type_problems(rows, wanted: set) -> list:
     "Indices of a wrong type, in a sentence."
     odd = [row['index'] for row in rows if not _is_index(row['index'])]
     if odd:
-        return [f'{len(odd)} indices that are neither numbers nor names, like {str(odd[0])[:40]}']
+        return [f'{len(odd)} indices that are neither numbers nor names, like {short(odd[0], 40)}']
     if wanted & {_number(row['index']) for row in rows}:
         return ['indices are text ("1"), and must be numbers (1) where a name is all digits']
     return []
@@ -230,8 +230,10 @@ def _value_problems(rows) -> list:
     if odd := {str(row['prediction']) for row in rows} - {'real', 'fake'}:
         out.append(f'predictions other than real and fake: {_some(odd)}')
     sure = [row['confidence'] for row in rows if 'confidence' in row]
-    if not all(isinstance(c, (int, float)) and 0 <= c <= 1 for c in sure):
+    if not all(type(c) in (int, float) and 0 <= c <= 1 for c in sure):
         out.append('confidences outside 0 to 1')
+    if sure and len(sure) < len(rows):
+        out.append(f'{len(rows) - len(sure)} rows without a confidence, which others have')
     return out
 
 # %% ../nbs/parts/submission.ipynb #p04b-rowproblems
