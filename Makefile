@@ -90,7 +90,7 @@ export: $(VENV)/.installed-dev ## make the graphs beside the packaged weights an
 	@"$(BIN)/face_future" export challenge --images data/sample
 	@"$(BIN)/face_future" export faces --images data/sample $(if $(wildcard $(LABELS)),--labels-file "$(LABELS)")
 
-bench: $(VENV)/.installed-dev ## time every backend, BESIDE=other weights and PEER=other.onnx, against the seed's way and the processor's limit; minutes, on an idle machine
+bench: $(VENV)/.installed-dev ## time every backend, BESIDE=other weights and PEER=other.onnx, against the original submission's way and the processor's limit; minutes, on an idle machine
 	@"$(BIN)/face_future" bench "$(SAMPLE)" --compiled $(if $(BESIDE),--beside "$(BESIDE)") $(if $(PEER),--peer "$(PEER)") --out nbs/reports/results/speed.csv
 
 lab: $(VENV)/.installed-dev ## open the notebooks in JupyterLab

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../nbs/09_cli.ipynb #c10-imports
 try:  # importing them registers their commands with `app`
-    from face_future import cli_evidence, cli_measure, cli_predict, cli_train
+    from face_future import cli_predict, cli_train, cli_measure, cli_evidence  # isort: skip
     from face_future.cli_base import app
 except KeyboardInterrupt:  # Ctrl-C before anything was begun
     raise SystemExit(130) from None

@@ -15,8 +15,8 @@ from .calibrate import draw_reliability
 from .files import atomic_write
 from .labels import Labels
 from .left_out import left_out_scores, write_left_out  # noqa: F401 (for callers)
-from .metrics import curve, pairs, report
-from .plots import COLOURS, save_figure
+from .metrics import auroc, curve, pairs, report
+from .plots import COLOURS, GREY, PALETTE, save_figure
 from .scores import read_scores, score_images
 from .tta_inference import Predictor
 
@@ -58,15 +58,20 @@ def coverage(
 # %% ../nbs/07_evaluate.ipynb #e07-roc
 def draw_roc(ax, table: pd.DataFrame, threshold: float):
     "The ROC curve of each pair of `table` on matplotlib's `ax`, with a dot at the threshold."
-    for name, mask in pairs(table.source, table.fake):
-        t = table[mask]
-        if t.fake.nunique() < 2:
-            continue  # one class has no curve
+    both = {name: table[mask] for name, mask in pairs(table.source, table.fake)}
+    both = {name: t for name, t in both.items() if t.fake.nunique() == 2}  # one class: no curve
+    area = {name: auroc(t.fake, t.score) for name, t in both.items()}
+    named = [*both][:1] + sorted([*both][1:], key=area.get)[:5]  # the first is all together
+    colour = dict(zip(named, ('black', *PALETTE)))
+    for name, t in both.items():
         tp, fp = curve(t.fake.to_numpy(float), t.score.to_numpy(), np.ones(len(t)))
-        (line,) = ax.plot(fp / fp[-1], tp / tp[-1], lw=1, label=name)
+        shown = dict(color=colour[name], label=name) if name in colour else dict(color=GREY)
+        ax.plot(fp / fp[-1], tp / tp[-1], lw=1, zorder=2 + (name in colour), **shown)
         called = t.score >= threshold
         point = called[~t.fake].mean(), called[t.fake].mean()
-        ax.plot(*point, 'o', ms=4, color=line.get_color())
+        ax.plot(*point, 'o', ms=4, color=shown['color'], zorder=2 + (name in colour))
+    if hidden := len(both) - len(named):
+        ax.plot([], [], color=GREY, label=f'{hidden} others')
     ax.set(xlabel='photographs called fake', ylabel='fakes called fake')
     ax.set_title('ROC; dots: at the threshold')
     if ax.lines:

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .plots import colours, save_figure
+from .plots import GREY, colours, save_figure
 
 # %% ../nbs/parts/maps.ipynb #t05-drawfn
 MARKS = dict(real='o', fake='^')
@@ -31,9 +31,11 @@ def _by_confidence(ax, xy: np.ndarray, table: pd.DataFrame) -> None:
 
 # %% ../nbs/parts/maps.ipynb #x05p-value
 def _by_value(ax, xy: np.ndarray, table: pd.DataFrame, by: str) -> None:
+    known = colours(table[by])
+    name = table[by].map(lambda value: 'others' if known[value] == GREY else value)
     for word, mark in MARKS.items():
-        for value, colour in colours(table[by]).items():
-            some = ((table.truth == word) & (table[by] == value)).to_numpy()
+        for value, colour in (known | dict(others=GREY)).items():
+            some = ((table.truth == word) & (name == value)).to_numpy()
             if some.any():
                 label = word if by == 'truth' else f'{value}, {word}'
                 ax.scatter(*xy[some].T, marker=mark, color=colour, label=label, **DOTS)

@@ -26,7 +26,7 @@ NAMES = {  # of the fakes; what a pair has besides is in the sentence above the 
     'stable-diffusion-2.1': 'Stable Diffusion 2.1 portraits',
     'pooled': '**all together**',
 }
-COLUMNS = ['fakes', 'images', 'AUROC (95 % interval)', 'fakes called fake, %']
+COLUMNS = ['fakes', 'fakes+photographs', 'AUROC (95 % interval)', 'fakes called fake, %']
 COLUMNS += ['photographs called fake, %']
 
 
@@ -51,7 +51,7 @@ def row(pair, found):
     auroc = found['auroc']
     cells = [
         pair_name(pair),
-        f'{auroc["n_fake"] + auroc["n_real"]:,}',
+        f'{auroc["n_fake"]:,}+{auroc["n_real"]:,}',
         f'**{auroc["value"]:.3f}** ({auroc["lo"]:.3f}–{auroc["hi"]:.3f})',
         f'{100 * found["recall"]["value"]:.0f}',
         f'{100 * found["false_alarms"]["value"]:.1f}',
@@ -84,10 +84,11 @@ def note(settings):
     guarantee = settings['guarantee']
     mean = guarantee.get('miss_over') == 'mean'
     over = ', on average over their sources' if mean else ''
+    sources = over_sources(guarantee).partition(' (')[0]  # their names are in the model card
     return (
         f'Weights `faces {settings["checksum"]}`: `fake` from a `p_fake` of '
         f'{settings["threshold"]:.3f}, so that at most {percent(guarantee["max_fpr"], 0)} of '
-        f'photographs like these are called fake, {over_sources(guarantee)}; `real` below '
+        f'photographs like these are called fake, {sources}; `real` below '
         f'{settings["lower_threshold"]:.3f}, so that at most {percent(guarantee["max_miss"], 0)} '
         f'of such fakes are called real{over}; `unsure` in between.'
     )
