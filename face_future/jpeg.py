@@ -33,7 +33,7 @@ class _Loan:
             if most < 0:
                 waiting.pop(key, None)
 
-
+# %% ../nbs/parts/jpeg.ipynb #j26-memory-for
 def _fitting(size):
     "A block of `size` bytes or up to twice as many: one that waits, or a new one."
     for key in list(_waiting):
