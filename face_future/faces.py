@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from .data import ImageError, face_crop_box, halved, read_rgb
 from .files import cache_folder, file_key
+from .jpeg import memory_for
 
 # %% ../nbs/parts/faces.ipynb #f01-faceclass
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ class YuNet:
         with self.lock:
             self.net = self.net or _session()
         h, w = rgb.shape[:2]
-        x = np.zeros((1, 3, h + -h % 32, w + -w % 32), np.float32)
+        shape = 1, 3, h + -h % 32, w + -w % 32
+        x = memory_for(4 * int(np.prod(shape))).view(np.float32).reshape(shape)
+        x[..., h:, :] = x[..., w:] = 0
         for k, plane in enumerate(cv2.split(rgb)):
             x[0, 2 - k, :h, :w] = plane
         return self.net.run(None, {'input': x})
