@@ -92,7 +92,8 @@ class Protocol(H11Protocol):
         super().data_received(part)
         self.mind_headers()
         if self.later:
-            self.transport.pause_reading()
+            if self._slice_size() < len(self.later):  # it takes several turns: let it not grow
+                self.transport.pause_reading()
             self.scheduled = True
             self.loop.call_soon(self.next_slice)
         elif not self.flow.read_paused:

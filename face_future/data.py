@@ -263,7 +263,10 @@ class Preprocess:
     ) -> np.ndarray:  # 3 × `size` × `size`, float32, normalised
         "Network input for one image, or for one face in it."
         channels = cv2.split(self.crop_pixels(rgb, box))
-        return np.stack([cv2.LUT(*c) for c in zip(channels, _levels(self.mean, self.std))])
+        x = np.empty((3, self.size, self.size), np.float32)
+        for channel, levels, out in zip(channels, _levels(self.mean, self.std), x):
+            cv2.LUT(channel, levels, out)
+        return x
 
     def undo(self, x) -> np.ndarray:  # `size` × `size` × 3, uint8
         "Back from a network input to RGB bytes, for showing."

@@ -105,16 +105,26 @@ class YuNet:
         return self.net.run(None, {'input': x})
 
 # %% ../nbs/parts/faces.ipynb #f01-candidates
+def _logit(p):
+    return np.log(p / (1 - p))
+
+
 def _read_scale(out, step, least):
     "Candidates with more than `least` in one scale's output 16 × H × W: N × 15, see `candidates`."
-    score = np.sqrt(1 / (1 + np.exp(-out[:2].clip(-60, 60)))).prod(0)
-    row, col = np.nonzero(score > least)
-    cell = np.stack([col, row], 1)
-    values = out[:, row, col].T
-    size = np.exp(values[:, 4:6].clip(-20, 20))
-    corner = cell + values[:, 2:4] - size / 2
-    landmarks = (cell[:, None] + values[:, 6:].reshape(-1, 5, 2)).reshape(-1, 10)
-    return np.c_[np.c_[corner, size, landmarks] * step, score[row, col]]
+    # A score is the root of two probabilities, each at most 1, so few cells need one computed.
+    row, col = np.nonzero(np.minimum(*out[:2]) > _logit(least**2) - 0.01)
+    values = out[:, row, col]
+    score = np.sqrt(1 / (1 + np.exp(-values[:2].clip(-60, 60)))).prod(0)
+    some = score > least
+    cell = np.stack([col[some], row[some]], 1)
+    values = values[:, some].T
+    rows = np.empty((len(cell), 15))
+    rows[:, 2:4] = np.exp(values[:, 4:6].clip(-20, 20))
+    rows[:, :2] = cell + values[:, 2:4] - rows[:, 2:4] / 2
+    rows[:, 4:14] = (cell[:, None] + values[:, 6:].reshape(-1, 5, 2)).reshape(-1, 10)
+    rows[:, :14] *= step
+    rows[:, 14] = score[some]
+    return rows
 
 # %% ../nbs/parts/faces.ipynb #f01-candidatesfn
 def candidates(

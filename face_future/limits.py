@@ -10,10 +10,12 @@ import asyncio
 import hashlib
 import hmac
 import math
+import os
 import signal
 import time
 from collections import OrderedDict
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import psutil
@@ -136,13 +138,19 @@ class Budget:
 SPARE = 200_000_000  # bytes of address space beyond what a picture should take
 
 
+@lru_cache(1)
+def _process(pid):
+    "A process: psutil reads some files each time that it looks one up."
+    return psutil.Process(pid)
+
+
 @contextmanager
 def memory_limit(memory: int):  # bytes beyond what is in use now
     "While the block runs the process gets no more memory than that; a `MemoryError` if it asks."
     import resource
 
     now, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = psutil.Process().memory_info().vms
+    used = _process(os.getpid()).memory_info().vms
     limit = used + 2 * memory + SPARE  # some is only reserved
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:

@@ -8,6 +8,7 @@ __all__ = ['EXAMPLE', 'old_name_of', 'Named', 'Verdict', 'HeatMap', 'Box', 'Face
 
 # %% ../nbs/parts/schemas.ipynb #d06-imports
 import base64
+from functools import lru_cache
 from typing import Literal, Optional
 
 import cv2
@@ -27,14 +28,19 @@ def old_name_of(name: str) -> FieldInfo:
     return Field(None, description=text, json_schema_extra=dict(deprecated=True))
 
 
+@lru_cache
+def _old_names_of(model) -> dict:  # old -> new, of `ANSWERS`
+    "The old names that a model has fields for."
+    return {old: new for old, new in ANSWERS.items() if old in model.model_fields}
+
+
 class Named(BaseModel):
     "A part of an answer that fills its fields of old names."
 
     @model_validator(mode='before')
     @classmethod
     def _old_names(cls, values):
-        both = with_old_names(values, ANSWERS)
-        return {k: v for k, v in both.items() if k in cls.model_fields or k not in ANSWERS}
+        return with_old_names(values, _old_names_of(cls))
 
 
 class Verdict(Named):

@@ -126,16 +126,17 @@ def prepare(
     if need > memory:
         return dict(need=need), None
     with memory_limit(memory):
-        picture = decode(data, max_pixels, frame)
+        picture = decode(data, max_pixels, frame, checked=True)
         found = detect(picture.rgb, most)
     with memory_limit(FREE):
         said = evidence(data, picture.rgb)
         shown = preview_if(preview, data, picture.rgb, picture.frames)
     fields = summary(picture, found, most, said) | dict(preview=shown)
-    return fields, np.stack([crop for crop, _, _ in found[:most]])
+    crops = [crop for crop, _, _ in found[:most]]
+    return fields, crops[0][None] if len(crops) == 1 else np.stack(crops)
 
 # %% ../nbs/parts/worker.ipynb #w06-answer
-def answer(order: dict, data: bytes, detect) -> tuple:  # (fields, bytes)
+def answer(order: dict, data: bytes, detect) -> tuple:  # (fields, bytes, or a view of them)
     "The message that answers an order; whatever goes wrong is a code in `problem`."
     limits = {k: v for k, v in order.items() if k != 'seconds'}
     try:
@@ -149,7 +150,8 @@ def answer(order: dict, data: bytes, detect) -> tuple:  # (fields, bytes)
         return dict(problem='truncated'), b''
     if crops is None:
         return fields, b''
-    return fields | dict(shape=crops.shape), np.ascontiguousarray(crops, np.float32).tobytes()
+    crops = np.ascontiguousarray(crops, np.float32)
+    return fields | dict(shape=crops.shape), memoryview(crops).cast('B')
 
 # %% ../nbs/parts/worker.ipynb #d6b-work
 def work(module: str, name: str, arguments: dict):
