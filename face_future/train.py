@@ -53,7 +53,7 @@ from .metrics import auroc as area
 from .metrics import auroc_error, score
 from .model import create_model, split_params
 from .provenance import provenance
-from .recipe import Recipe, check_limits
+from .recipe import Recipe, check_limits, check_used
 from .teachers import Distill, load_teachers
 from .training_rows import check_classes, get_rows
 
@@ -63,6 +63,7 @@ _all_ = [Recipe]  # a part's, offered here too
 def check_recipe(recipe: Recipe):
     "A `ValueError` that names the option, for a recipe that can't work."
     check_limits(recipe)
+    check_used(recipe)
     share_of(recipe.bs)
     if recipe.start_size and not 32 <= recipe.start_size <= recipe.size:
         bounds = f'between 32 and --size ({recipe.size}), or be 0'
