@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'LARGEST_FILE', 'INTERPOLATIONS', 'LARGEST_INPUT', 'ImageError', 'read_rgb', 'check_images',
-           'centre_crop_box', 'face_crop_box', 'halved', 'Preprocess']
+           'centre_crop_box', 'face_crop_box', 'halved', 'is_number', 'are_numbers', 'Preprocess']
 
 # %% ../nbs/01_data.ipynb #d01-imports
 import io
@@ -13,6 +13,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 
 import cv2
@@ -208,15 +209,23 @@ def _levels(mean, std):
     levels = np.arange(256, dtype=np.float32)[:, None] / 255
     return np.ascontiguousarray(((levels - np.float32(mean)) / np.float32(std)).T)
 
+# %% ../nbs/01_data.ipynb #d01-numbers
+def is_number(value) -> bool:
+    "Is it a finite number, and no truth value?"
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(np.isfinite(value))
 
-LARGEST_INPUT = 4096  # side of a network's input, pixels
 
-
-def _are_numbers(values, n: int) -> bool:
-    "Is it a list of `n` finite numbers?"
-    if not isinstance(values, (list, tuple)) or len(values) != n:
+def are_numbers(
+    values,
+    n: int | None = None,  # how many they must be; None for any number but none at all
+) -> bool:
+    "Is it a list of finite numbers?"
+    if not isinstance(values, (list, tuple)) or not values or len(values) != (n or len(values)):
         return False
-    return all(isinstance(v, (int, float)) and np.isfinite(v) for v in values)
+    return all(map(is_number, values))
+
+# %% ../nbs/01_data.ipynb #d01-must
+LARGEST_INPUT = 4096  # side of a network's input, pixels
 
 
 def _check(p):
@@ -229,7 +238,7 @@ def _check(p):
     if not isinstance(p.size, int) or not 32 <= p.size <= LARGEST_INPUT:
         limits = f'at least 32 pixels, and at most {LARGEST_INPUT:,}'
         raise ValueError(f'size {short(p.size)}: the network needs {limits}.')
-    if not (_are_numbers([p.margin], 1) and _are_numbers(p.mean, 3) and _are_numbers(p.std, 3)):
+    if not (is_number(p.margin) and are_numbers(p.mean, 3) and are_numbers(p.std, 3)):
         raise ValueError('margin must be a number, and mean and std three each.')
 
 # %% ../nbs/01_data.ipynb #d01-preprocess

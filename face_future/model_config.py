@@ -13,13 +13,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .data import Preprocess
+from .data import Preprocess, are_numbers, is_number
 from .files import short
 from .renamed import SETTINGS, renamed
 
@@ -62,14 +61,6 @@ def find_weights(
     raise WeightsError(f'{weights}: no such weights file, nor one of the packaged names ({names}).')
 
 # %% ../nbs/parts/model_config.ipynb #m02-settings
-def _number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(np.isfinite(value))
-
-
-def _numbers(value) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_number, value))
-
-
 def _objects(value) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(v, Mapping) for v in value)
 
@@ -79,7 +70,7 @@ def _curve(value) -> bool:
     if not isinstance(value, Mapping) or value.get('kind') != 'isotonic':
         return isinstance(value, Mapping)
     x, y = value.get('logit'), value.get('p_fake')
-    return _numbers(x) and _numbers(y) and len(x) == len(y)
+    return are_numbers(x) and are_numbers(y) and len(x) == len(y)
 
 
 def _figures(value) -> bool:
@@ -91,7 +82,7 @@ def _many(value) -> bool:
     "The table of `threshold_for`, or nothing."
     if not isinstance(value, Mapping):
         return False
-    return not value or (_numbers(value.get('p_fake')) and {'max_fpr', 'n'} <= value.keys())
+    return not value or (are_numbers(value.get('p_fake')) and {'max_fpr', 'n'} <= value.keys())
 
 # %% ../nbs/parts/model_config.ipynb #s01d-required
 REQUIRED = ('arch', 'preprocess', 'classes', 'fake_means')
@@ -99,9 +90,9 @@ _TEXT = ('a text', lambda x: isinstance(x, str))
 _OBJECT = ('an object', lambda x: isinstance(x, Mapping))
 TYPES = {  # of a setting, where it is given: what it must be, and a test of it
     'arch': ('the name of a network', lambda x: isinstance(x, str) and bool(x)),
-    'temperature': ('a number above 0', lambda x: _number(x) and x > 0),
-    'threshold': ('a number', _number),
-    'lower_threshold': ('a number', _number),
+    'temperature': ('a number above 0', lambda x: is_number(x) and x > 0),
+    'threshold': ('a number', is_number),
+    'lower_threshold': ('a number', is_number),
     'calibration': ('a temperature, or a curve of numbers', _curve),
     'evaluation': ('figures', _figures),
     'many_faces': ('a table of numbers', _many),
