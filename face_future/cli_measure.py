@@ -53,7 +53,7 @@ def check_coverage(table, least: float):
 def check_against(other: str | Path, labels, split: str):  # as for `compare_with`
     "An error for a second detector that can't be read; said before the first one takes its time."
     from face_future.model_config import load_config
-    from face_future.scores import read_scores
+    from face_future.score_table import read_scores
 
     if Path(other).suffix.lower() == '.csv':
         read_scores(other, labels.part(split).rows)

@@ -17,7 +17,8 @@ from .labels import Labels
 from .left_out import left_out_scores, write_left_out  # noqa: F401 (for callers)
 from .metrics import auroc, curve, pairs, report
 from .plots import COLOURS, GREY, PALETTE, save_figure
-from .scores import read_scores, score_images
+from .score_table import read_scores
+from .scores import score_images
 from .tta_inference import Predictor
 
 # %% ../nbs/07_evaluate.ipynb #e07-either

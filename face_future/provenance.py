@@ -56,7 +56,7 @@ def _names(files):
 def _recipe(recipe):
     "A recipe's fields, without folders."
     files = dict(init=Path(recipe.init).name, latent_fakes=_names(recipe.latent_fakes))
-    files['teachers'] = _names(recipe.teachers)
+    files |= dict(teachers=_names(recipe.teachers), opinions=_names(recipe.opinions))
     return {**asdict(recipe), **files}
 
 # %% ../nbs/parts/provenance.ipynb #p03-provenance

@@ -46,7 +46,10 @@ class Recipe:
     # the labels (distillation). They see the same crops, at their own size;
     # a `margin` like theirs serves them best.
     teachers: str = ''
-    teacher_share: float = 0.7  # share of the training loss that is theirs
+    # A CSV with columns path and score, a probability of being fake in the labels' sense:
+    # another detector's opinions of training images, taught beside their labels.
+    opinions: str = ''
+    teacher_share: float = 0.7  # share of the training loss that is the teachers' or the opinions'
     cutmix: float = 0.0  # alpha of CutMix (Yun et al. 2019, arXiv:1905.04899); 0 is off
     epochs: int = 12  # of `samples_per_epoch` images each
     schedule: str = 'one_cycle'  # of the learning rate: `one_cycle`, or `flat` after a warm-up
@@ -113,3 +116,7 @@ def check_used(recipe: Recipe):
             f'--no-augment {recipe.no_augment} leaves out corruptions of --augment face; '
             f'this run has --augment {recipe.augment}, so leave --no-augment away.'
         )
+    if recipe.opinions and recipe.teachers:
+        raise ValueError('--teachers and --opinions share one place in the loss: choose one.')
+    if recipe.opinions and recipe.cutmix:
+        raise ValueError('--opinions are of whole images, and --cutmix mixes two: choose one.')

@@ -54,7 +54,7 @@ from .metrics import auroc_error, score
 from .model import create_model, split_params
 from .provenance import provenance
 from .recipe import Recipe, check_limits, check_used
-from .teachers import Distill, load_teachers
+from .teachers import Distill, Opinions, load_teachers, read_opinions
 from .training_rows import check_classes, get_rows
 
 _all_ = [Recipe]  # a part's, offered here too
@@ -89,7 +89,8 @@ class BalancedLoader(DataLoader):
 
     def get_idxs(self):
         order = balanced_sample(self.rows, self.n, epoch=self.dataset.epoch, **self.mix)
-        return in_shares(order, self.step, devices())
+        self.order = in_shares(order, self.step, devices())
+        return self.order
 
 
 def get_set(
@@ -208,6 +209,8 @@ def train(
     check_recipe(recipe)
     preprocess = _preprocess(recipe)
     teachers = load_teachers(recipe.teachers, preprocess, labels.fake_means)
+    if recipe.opinions:
+        read_opinions(recipe.opinions, labels.rows)  # what can't work ends here, before any work
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     rows = get_rows(labels, recipe, progress)
@@ -218,6 +221,9 @@ def train(
     checkpoint = Checkpoint(out, recipe, settings)
     if teachers:
         learn.add_cb(Distill(teachers, recipe.teacher_share))
+    if recipe.opinions:
+        logits = read_opinions(recipe.opinions, dls.train.rows)
+        learn.add_cb(Opinions(logits, recipe.teacher_share))
     learn.add_cbs([checkpoint, StopOnNaN(), *cbs])
     _fit(learn, checkpoint, recipe, progress)
     if not is_first():
