@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'LARGEST_FILE', 'INTERPOLATIONS', 'LARGEST_INPUT', 'ImageError', 'read_rgb', 'check_images',
-           'centre_crop_box', 'face_crop_box', 'halved', 'is_number', 'are_numbers', 'Preprocess']
+           'centre_crop_box', 'face_crop_box', 'halved', 'Preprocess']
 
 # %% ../nbs/01_data.ipynb #d01-imports
 import io
@@ -13,7 +13,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Real
 from pathlib import Path
 
 import cv2
@@ -21,7 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .files import printable, short
+from .files import are_numbers, is_number, printable, short
 from .jpeg import decode_jpeg
 from .pieces import is_slow, pieces_problem
 from .reading import oriented, split_notes, srgb_pixels, to_rgb, turn
@@ -209,22 +208,7 @@ def _levels(mean, std):
     levels = np.arange(256, dtype=np.float32)[:, None] / 255
     return np.ascontiguousarray(((levels - np.float32(mean)) / np.float32(std)).T)
 
-# %% ../nbs/01_data.ipynb #d01-numbers
-def is_number(value) -> bool:
-    "Is it a finite number, and no truth value?"
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(np.isfinite(value))
 
-
-def are_numbers(
-    values,
-    n: int | None = None,  # how many they must be; None for any number but none at all
-) -> bool:
-    "Is it a list of finite numbers?"
-    if not isinstance(values, (list, tuple)) or not values or len(values) != (n or len(values)):
-        return False
-    return all(map(is_number, values))
-
-# %% ../nbs/01_data.ipynb #d01-must
 LARGEST_INPUT = 4096  # side of a network's input, pixels
 
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['UNPRINTABLE', 'PICTURES', 'NO_PICTURES', 'BRANDS', 'STARTS', 'ASIDE', 'natural_key', 'printable', 'file_index',
-           'file_indices', 'short', 'read_bytes', 'read_text', 'read_json', 'begins_like_a_picture', 'Listing',
-           'list_pictures', 'atomic_write', 'write_set', 'check_writable', 'check_file_writable', 'sha256',
-           'names_after', 'file_key', 'cache_folder']
+           'file_indices', 'short', 'read_bytes', 'is_number', 'are_numbers', 'read_text', 'read_json',
+           'begins_like_a_picture', 'Listing', 'list_pictures', 'atomic_write', 'write_set', 'check_writable',
+           'check_file_writable', 'sha256', 'names_after', 'file_key', 'cache_folder']
 
 # %% ../nbs/parts/files.ipynb #fil-imports
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ import uuid
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path, PurePosixPath
 
 # %% ../nbs/parts/files.ipynb #fil-order
@@ -91,6 +93,22 @@ def read_bytes(file: str | Path) -> bytes:
         if kind(file.stat().st_mode):
             raise ValueError(f'{short(file, 200)} is a {word}: give a file.')
     return file.read_bytes()
+
+# %% ../nbs/parts/files.ipynb #fil-numbers
+def is_number(value) -> bool:
+    "Is it a finite number, and no truth value?"
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and bool(-math.inf < value < math.inf)
+
+
+def are_numbers(
+    values,
+    n: int | None = None,  # how many they must be; None: any number of them but none at all
+) -> bool:
+    "Is it a list of finite numbers?"
+    if not isinstance(values, (list, tuple)) or not values or len(values) != (n or len(values)):
+        return False
+    return all(map(is_number, values))
 
 # %% ../nbs/parts/files.ipynb #fil-json
 def read_text(file: str | Path) -> str:

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .data import Preprocess, are_numbers, is_number
-from .files import short
+from .data import Preprocess
+from .files import are_numbers, is_number, short
 from .renamed import SETTINGS, renamed
 
 # %% ../nbs/parts/model_config.ipynb #m02-weightserror
