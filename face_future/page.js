@@ -139,7 +139,7 @@ function succeed(item, a) {
   const mark = a.evidence?.find(f => f.says === 'generated');
   second.hidden = !mark;
   if (mark && !a.headline) second.textContent = `${t('evidence')}${t('colon')}${t('generated')}, ${mark.who || mark.value} (${t(mark.signed)})`;
-  if (a.headline) { second.textContent = t('detector', { x: verdict.textContent }); const f = a.evidence.find(f => f.says === 'generated' && (f.signed === 'valid' || f.signed === 'trusted')); verdict.textContent = t('headline', { who: f.who }) + (f.signed === 'valid' ? ` (${t('valid')})` : ''); card.classList.remove(a.verdict); card.classList.add('fake'); }
+  if (a.headline) { second.textContent = t('detector', { x: verdict.textContent }); const f = a.evidence.find(f => f.says === 'generated' && (f.signed === 'valid' || f.signed === 'trusted')); verdict.textContent = t('headline', { who: f.who }) + (f.signed === 'valid' ? ` (${t('unproven')})` : ''); card.classList.remove(a.verdict); card.classList.add('fake'); }
   const why = a.verdict === 'unsure' && !several ? a.unsure_reasons.map(reason) : []; // of several, each says its own
   if (several && fakes && a.verdict === 'unsure') why.push(...a.unsure_reasons.map(code => code === 'close_call' ? t('many_faces', { n: fakes, all }) : reason(code)));
   if (several && unsure && (a.verdict !== 'unsure' || fakes)) why.push(t('it_cant', { n: unsure, all }));
