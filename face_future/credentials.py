@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST_STORE', 'HAVE_C2PA', 'SOURCE_TYPES', 'CHANGES', 'store_size', 'trust_list', 'load_library', 'read_store',
-           'source_type', 'says_of', 'manifest_summary', 'history']
+           'source_type', 'says_of', 'seal_of', 'manifest_summary', 'history']
 
 # %% ../nbs/parts/credentials.ipynb #cr-imports
 import io
@@ -27,15 +27,22 @@ def store_size(data: bytes) -> int:  # bytes; 0: there is none
     return max(1, int.from_bytes(data[at - 12 : at - 8], 'big')) if at >= 12 else 0
 
 # %% ../nbs/parts/credentials.ipynb #cr-context
+_USES = """1.3.6.1.4.1.62558.2.1
+1.3.6.1.4.1.311.76.59.1.9
+1.3.6.1.5.5.7.3.36
+1.3.6.1.5.5.7.3.4
+1.3.6.1.5.5.7.3.8
+1.3.6.1.5.5.7.3.9"""  # of certificates, by C2PA's list: signing claims, documents, mail, time, …
+
+
 @lru_cache(2)
 def _context(trust):  # the text of a PEM file, or empty
     "The library's settings: no network; with a list of trust where there is one."
     import c2pa
 
     settings = dict(verify=dict(remote_manifest_fetch=False, ocsp_fetch=False))
-    if trust:
-        settings['trust'] = dict(trust_anchors=trust)
-    return c2pa.Context.from_dict(settings)
+    anchors = dict(trust_anchors=trust) if trust else {}
+    return c2pa.Context.from_dict(settings | dict(trust=dict(trust_config=_USES, **anchors)))
 
 
 def trust_list() -> str:  # PEM; empty where none is named
@@ -94,6 +101,23 @@ def says_of(types, actions=()) -> str:  # generated, edited, camera or neutral
         said.add('edited')
     return next((s for s in ('generated', 'edited', 'camera') if s in said), 'neutral')
 
+# %% ../nbs/parts/credentials.ipynb #cr-seal
+_STATES = dict(Trusted='trusted', Valid='valid')
+_CERTIFICATE = {f'signingCredential.{why}' for why in ('untrusted', 'invalid', 'expired')}
+
+
+def seal_of(store: dict) -> str:  # trusted, valid (by somebody), or broken
+    "Whether what is signed is as it was, from the library's checks of a file's manifests."
+    if state := _STATES.get(store.get('validation_state')):
+        return state
+    results = store.get('validation_results') or {}
+    active = results.get('activeManifest') or {}
+    deltas = [d.get('validationDeltas') or {} for d in results.get('ingredientDeltas') or []]
+    failed = {f.get('code') for part in (active, *deltas) for f in part.get('failure') or []}
+    passed = {f.get('code') for f in active.get('success') or []}
+    only_certificate = failed and failed <= _CERTIFICATE
+    return 'valid' if only_certificate and 'claimSignature.validated' in passed else 'broken'
+
 # %% ../nbs/parts/credentials.ipynb #cr-manifest
 def _actions(manifest):
     "The steps that a manifest names, at most 100."
@@ -132,15 +156,12 @@ def manifest_summary(manifest: dict) -> dict:
     )
 
 # %% ../nbs/parts/credentials.ipynb #cr-history
-_STATES = dict(Trusted='trusted', Valid='valid')
-
-
 def history(
     store: dict,
 ) -> list:  # of what `manifest_summary` gives, with `signed`; the newest first
     "The manifest in force, and those of the pictures that it was made from, at most 20."
     manifests = store.get('manifests') or {}
-    state = _STATES.get(store.get('validation_state'), 'broken')
+    state = seal_of(store)
     todo, out, seen = [(store.get('active_manifest'), 'parentOf')], [], set()
     while todo and len(out) < 20:
         label, relation = todo.pop(0)

@@ -197,7 +197,7 @@ _VERBS = dict(generated='generated', edited='edited', camera='taken by a camera'
 _SEALS = dict(
     trusted='The signature fits the file, and the certificate is on the list of trust.',
     valid='The signature fits the file; that the signer bears that name is not proven, since the '
-    'certificate is on no list of trust here.',
+    'certificate is on no list of trust here, or is no longer valid.',
     broken='But the manifest does not fit the file: one of them was changed after signing.',
     unchecked='The signature is not checked here: pip install "face_future[c2pa]".',
 )

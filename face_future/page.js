@@ -139,7 +139,7 @@ function succeed(item, a) {
   const mark = a.evidence?.find(f => f.says === 'generated');
   second.hidden = !mark;
   if (mark && !a.headline) second.textContent = `${t('evidence')}${t('colon')}${t('generated')}, ${mark.who || mark.value} (${t(mark.signed)})`;
-  if (a.headline) { second.textContent = t('detector', { x: verdict.textContent }); const f = a.evidence.find(f => f.says === 'generated' && (f.signed === 'valid' || f.signed === 'trusted')); verdict.textContent = t('headline', { who: f.who }) + (f.signed === 'valid' ? ` (${t('valid')})` : ''); card.classList.remove(a.verdict); card.classList.add('fake'); }
+  if (a.headline) { second.textContent = t('detector', { x: verdict.textContent }); const f = a.evidence.find(f => f.says === 'generated' && (f.signed === 'valid' || f.signed === 'trusted')); verdict.textContent = t('headline', { who: f.who }) + (f.signed === 'valid' ? ` (${t('unproven')})` : ''); card.classList.remove(a.verdict); card.classList.add('fake'); }
   const why = a.verdict === 'unsure' && !several ? a.unsure_reasons.map(reason) : []; // of several, each says its own
   if (several && fakes && a.verdict === 'unsure') why.push(...a.unsure_reasons.map(code => code === 'close_call' ? t('many_faces', { n: fakes, all }) : reason(code)));
   if (several && unsure && (a.verdict !== 'unsure' || fakes)) why.push(t('it_cant', { n: unsure, all }));
@@ -264,7 +264,12 @@ function mix() { // how far these figures carry
 }
 function rates(item) { const p = $('.rates', item.card); p.textContent = item.answer ? errs(item.answer.verdict) : ''; p.hidden = !p.textContent; }
 
-const brief = f => `${[f.who, f.value === f.who ? '' : f.value].filter(Boolean).join(' – ').slice(0, 220)} (${f.where.replace('_', ' ')}, ${t(f.signed)})`;
+const SAID = ['thumbnail', 'unreadable', 'manifest_elsewhere']; // findings that a sentence of ours tells better than their value
+const whereOf = f => ['png_text', 'comment'].includes(f.where) ? t(f.where) : f.where.toUpperCase();
+function brief(f) {
+  const parts = SAID.includes(f.code) ? [t(f.code)] : [f.code === 'manifest_earlier' && t(f.code), f.who, f.value === f.who ? '' : f.value];
+  return `${parts.filter(Boolean).join(' – ').slice(0, 220)} (${whereOf(f)}, ${t(f.signed)})`;
+}
 function findings(card, list) {
   const told = list.filter(f => f.says !== 'neutral'), lines = (told.length ? list.slice(0, 12) : list.slice(0, 5)).map(f => {
     const li = document.createElement('li'), b = document.createElement('b');
@@ -286,13 +291,52 @@ function magnify(item, box) {
   $('#lens').showModal();
 }
 
-function facts() {
-  const m = model, card = m.card || {}, all = called([], m);
-  const pair = ([name, value, language = LANGUAGE]) => { const dt = document.createElement('dt'), dd = document.createElement('dd'); dt.textContent = name; dd.textContent = value; dd.lang = language; return [dt, dd]; };
-  const rows = [[t('thresholds'), all], [t('errors_title'), `${errs()} ${mix()}`.trim()], [t('convention'), ...(/synthesised or manipulated/.test(m.convention) ? [t('convention_text')] : [m.convention, 'en'])], [t('use'), card.use, 'en'], [t('limits_title'), card.limits, 'en'], [t('data'), card.data, 'en'], [t('licence'), card.licence, 'en'], [t('weights'), `${m.name} – ${m.arch || ''}. ${m.about || ''}`, 'en'], [t('checksum'), m.sha256]];
-  $('#facts').replaceChildren(...rows.filter(r => r[1]).flatMap(pair));
-  $('#weights-card').showModal();
+// The card of the weights: what it says by numbers in the reader's language, and its free text in English.
+function promised() { // what the thresholds were chosen to hold, where it is about sources like those of training
+  const { max_fpr: fpr, max_miss: miss, miss_over: over, photo_sources: sources, unseen } = model.guarantee || {};
+  if (unseen) return '';
+  const alarms = fpr && t(sources?.length ? 'guarantee_fpr_each' : 'guarantee_fpr', { fpr: format(fpr, style), n: sources?.length });
+  return [alarms, miss && over === 'mean' && t('guarantee_miss', { miss: format(miss, style) })].filter(Boolean).join(' ');
 }
+function table(heads, rows) {
+  const made = document.createElement('table'), line = cells => { const tr = made.insertRow(); tr.append(...cells); };
+  const cell = (tag, text, scope) => { const c = document.createElement(tag); c.textContent = text; if (scope) c.scope = scope; return c; };
+  line(heads.map(text => cell('th', text, 'col')));
+  for (const [name, ...values] of rows) line([cell('th', name, 'row'), ...values.map(text => cell('td', text))]);
+  return made;
+}
+function each(metric, n, heads) { // a figure of each kind of fake, or each source of photographs, the worst first
+  const own = f => metric === 'recall' || !f.pair.endsWith(', photographs'); // those share one set of photographs
+  const found = (model.evaluation?.figures || []).filter(f => f.metric === metric && f.pair !== 'pooled' && f[n] && own(f));
+  found.sort((a, b) => (metric === 'recall' ? 1 : -1) * (a.value - b.value));
+  const bare = p => rough(p).replace(/\s?%/, ''), known = f => f.lo != null && f.lo < f.hi; // an interval of no width says nothing
+  const share = f => rough(f.value) + (known(f) ? ` (${bare(f.lo)}–${rough(f.hi)})` : ''), count = new Intl.NumberFormat(LANGUAGE);
+  return found.length ? table(heads, found.map(f => [f.pair.replace(/, photographs$/, ''), count.format(f[n]), share(f)])) : '';
+}
+function list(rows) {
+  const made = document.createElement('dl');
+  for (const [name, value, language = LANGUAGE] of rows) {
+    const dt = document.createElement('dt'), dd = document.createElement('dd');
+    dt.textContent = name; dd.append(value); dd.lang = language; made.append(dt, dd);
+  }
+  return made;
+}
+function facts() {
+  const m = model, card = m.card || {}, there = r => r[1], note = document.createElement('p');
+  const told = [[t('thresholds'), called([], m)], [t('guarantee'), promised()], [t('errors_title'), `${errs()} ${mix()}`.trim()], [t('by_kind'), each('recall', 'n_fake', [t('pair'), t('n_fake'), t('recall')])], [t('by_source'), each('false_alarms', 'n_real', [t('pair'), t('n_real'), t('false_alarms')])], [t('convention'), ...(/synthesised or manipulated/.test(m.convention) ? [t('convention_text')] : [m.convention, 'en'])], [t('weights'), `${m.name} – ${m.arch || ''}`], [t('checksum'), m.sha256]];
+  const written = [[t('about'), m.about], [t('use'), card.use], [t('limits_title'), card.limits], [t('data'), card.data], [t('start'), card.start], [t('licence'), card.licence]].filter(there);
+  note.textContent = t('english_only'); note.className = 'note'; note.hidden = !written.length;
+  $('#facts').replaceChildren(list(told.filter(there)), note, list(written.map(r => [...r, 'en'])));
+  if (!$('#weights-card').open) $('#weights-card').showModal();
+}
+async function openCard() {
+  const status = model ? 200 : await about();
+  if (model) return facts();
+  if (status === 401) { $('#keyform').hidden = false; $('#key').focus(); return; }
+  $('#dropped').textContent = status ? t('answered', { n: status }) : t('unreachable'); $('#dropped').hidden = false;
+}
+const asked = () => location.hash === '#model-card' && openCard(); // a link to the card itself
+const here = (hash = '') => history.replaceState(null, '', location.pathname + location.search + hash);
 
 // What can be kept: everything is made here, in the browser, from the answers.
 function save(name, kind, text) {
@@ -348,7 +392,7 @@ function report() {
 
 async function about() {
   const answer = await fetch('model', { headers: key ? { 'X-API-Key': key } : {} }).catch(() => null);
-  if (!answer?.ok) return;
+  if (!answer?.ok) return answer?.status;
   const m = model = await answer.json();
   limits = m.limits; $('#linkform').hidden = !limits.fetch_urls; $('#limits').textContent = t('up_to', { mb: limits.max_body_mb });
   $('[data-t=hint]').textContent = new Intl.ListFormat(LANGUAGE, { type: 'disjunction' }).format(limits.formats.map((f) => ({ WEBP: 'WebP', HEIF: 'HEIC' })[f] || f));
@@ -362,7 +406,9 @@ $('#forget').addEventListener('click', forget);
 $('#report').addEventListener('click', () => save(`face_future ${stamp()}.html`, 'text/html', report()));
 $('#csv').addEventListener('click', () => save(`face_future ${stamp()}.csv`, 'text/csv', '\ufeff' + csv()));
 $('#alljson').addEventListener('click', () => save(`face_future ${stamp()}.json`, 'application/json', JSON.stringify(kept(), null, 1)));
-$('#about').addEventListener('click', e => { if (model) { e.preventDefault(); facts(); } });
+$('#about').addEventListener('click', e => { e.preventDefault(); here('#model-card'); openCard(); });
+$('#weights-card').addEventListener('close', () => here());
+addEventListener('hashchange', asked);
 for (const b of document.querySelectorAll('.shut')) b.addEventListener('click', () => b.closest('dialog').close());
 $('#keyform').addEventListener('submit', e => {
   e.preventDefault(); key = $('#key').value; $('#keyform').hidden = true; about();
@@ -381,4 +427,4 @@ document.addEventListener('dragleave', () => { if (--depth <= 0) { depth = 0; ov
 document.addEventListener('dragover', e => e.preventDefault());
 document.addEventListener('drop', e => { e.preventDefault(); depth = 0; over(false); taken(e.dataTransfer); });
 document.documentElement.lang = LANGUAGE; document.title = t('title'); translate(document);
-about();
+about().then(asked);
