@@ -189,7 +189,7 @@ def cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of `Fra
     return (0, 0), []
 
 # %% ../nbs/parts/animations.ipynb #an-layers
-COMPOSED = 300_000_000  # most pixels of all frames that are decoded for one
+COMPOSED = 100_000_000  # most pixels of all frames that are decoded for one
 
 
 def layers(size: tuple, frames: list) -> list:  # of `Frame`

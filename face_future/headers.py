@@ -46,7 +46,8 @@ REFUSED = dict(
     ),
     frame_too_far=(
         422,
-        f'That frame takes more than {COMPOSED:,} pixels of frames before it; ask for an earlier one.',
+        f'That frame takes more than {COMPOSED:,} pixels of frames before it; '
+        'ask for an earlier one.',
     ),
     too_slow=(422, 'The picture takes too long to decode; save it anew, or make it smaller.'),
 )
