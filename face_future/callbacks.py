@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WARM_UP', 'SeedEpoch', 'FreezeEpochs', 'size_at', 'ProgressiveResize', 'EMA', 'fit_flat', 'StopOnNaN', 'best_epoch',
-           'save_torch', 'plain_opt', 'Checkpoint', 'read_checkpoint']
+           'save_torch', 'plain_opt', 'Checkpoint', 'epoch_line', 'EpochLines', 'read_checkpoint']
 
 # %% ../nbs/parts/callbacks.ipynb #k03-warnings
 import warnings
@@ -220,6 +220,24 @@ def keep(self: Checkpoint, net, name: str):
         save_torch(net.state_dict(), self.out / 'model_best.pth')
     row = {k: v for k, v in self.log[-1].items() if k in ('epoch', 'train_loss', 'valid_loss')}
     save_weights(net, {**self.settings, 'trained': row}, self.out / f'model_{name}.safetensors')
+
+# %% ../nbs/parts/callbacks.ipynb #k15-lines
+def epoch_line(row: dict, epochs: int) -> str:  # row: of `Checkpoint.row`
+    "What there is to say of an epoch, in a line."
+    names = ('train_loss', 'valid_loss', 'accuracy', 'auroc')
+    figures = [f'{k} {row[k]:.4f}' for k in names if k in row]
+    return f'epoch {row["epoch"] + 1} of {epochs}: {", ".join(figures)}; {row["seconds"]:.0f} s'
+
+
+class EpochLines(Callback):
+    "Print a line an epoch, at once."
+
+    order = 81  # after Checkpoint
+
+    def after_epoch(self):
+        log = self.learn.checkpoint.log
+        if is_first() and log and log[-1]['epoch'] == self.epoch:
+            print(epoch_line(log[-1], self.n_epoch), flush=True)
 
 # %% ../nbs/parts/callbacks.ipynb #t03-checkpoint
 @patch

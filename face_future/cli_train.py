@@ -283,12 +283,16 @@ def train(
 
     Example: face_future train train_labels.json --size 128 --epochs 12 --out runs/first
     """
+    from face_future.callbacks import EpochLines
     from face_future.devices import is_first
     from face_future.labels import Labels
     from face_future.train import train as run
 
     recipe = Recipe(**recipe_fields(given, whole_image))
-    file = run(Labels.load(labels_file, root), recipe, out, figures_from=figures_from, about=about)
+    watched = sys.stdout.isatty() and sys.stderr.isatty()
+    more = dict(figures_from=figures_from, about=about, progress=watched)
+    more['cbs'] = [] if watched else [EpochLines()]
+    file = run(Labels.load(labels_file, root), recipe, out, **more)
     if is_first():
         typer.echo(f'best weights: {file}; next: face_future predict FOLDER --weights {file}')
 

@@ -9,45 +9,23 @@ __all__ = ['MOST_FRAMES', 'SIDE', 'gif_frames', 'count_frames', 'read_frame', 'i
 # %% ../nbs/parts/frames.ipynb #fr-imports
 import base64
 import io
+from itertools import islice
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from .animations import COMPOSED, compose, cut, gif_images, is_far, layers
 from .data import FORMATS, ImageError, read_rgb
 from .reading import split_notes, to_rgb, turn, upright_by_xmp
 
 # %% ../nbs/parts/frames.ipynb #fr-gif
 MOST_FRAMES = 1000  # that are counted, and that may be asked for
-_BLOCKS = 300_000  # of a GIF, that are looked at
-
-
-def _after_blocks(data, at, budget):
-    "Where the chain of sub-blocks that begins at `at` ends, and how many may still be looked at."
-    while budget > 0 and at < len(data) and data[at]:
-        at += 1 + data[at]
-        budget -= 1
-    return at + 1, budget
-
-
-def _palette(flags):
-    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def gif_frames(data: bytes) -> int:  # at most `MOST_FRAMES`
     "How many frames a GIF has."
-    frames = 0
-    budget = _BLOCKS
-    at = 13 + _palette(data[10]) if len(data) > 10 else 13
-    while frames < MOST_FRAMES and budget > 0 and len(data) > at + 9:
-        if data[at] == 0x21:  # an extension
-            at, budget = _after_blocks(data, at + 2, budget - 1)
-        elif data[at] == 0x2C:  # a frame: its place, perhaps a palette, then its pixels
-            frames += 1
-            at, budget = _after_blocks(data, at + 11 + _palette(data[at + 9]), budget - 1)
-        else:
-            break
-    return frames
+    return sum(1 for _ in islice(gif_images(data), MOST_FRAMES))
 
 # %% ../nbs/parts/frames.ipynb #fr-count
 _SEVERAL = ('PNG', 'WEBP', 'AVIF', 'HEIF')  # whose header says how many frames there are
@@ -72,25 +50,50 @@ def _no_frame(frame, frames):
     return ImageError('no_such_frame', message)
 
 
-def _small_enough(im, max_pixels):
-    if im.width * im.height > max_pixels:
-        limit = f'{im.width}×{im.height} is over the limit of {max_pixels:,} pixels'
+def _small_enough(width, height, max_pixels):
+    if width * height > max_pixels:
+        limit = f'{width}×{height} is over the limit of {max_pixels:,} pixels'
         raise ImageError('too_large', f'this upload: {limit}; make it smaller.')
 
 
+def _far(frame):
+    limit = f'takes more than {COMPOSED:,} pixels of frames before it'
+    message = f'this upload: frame {frame} {limit}; ask for an earlier one.'
+    return ImageError('frame_too_far', message)
+
+# %% ../nbs/parts/frames.ipynb #fr-later
+def _seek(im, frame):
+    "Have an opened image show a frame; an `ImageError` if it has none of that number."
+    try:
+        im.seek(frame - 1)
+    except EOFError:
+        raise _no_frame(frame, 'fewer') from None
+    return im
+
+
+def _composed(data, frame, max_pixels):
+    "A frame of a GIF, PNG or WebP, made of those that show; None for another format."
+    size, frames = cut(data, frame)
+    if not frames:
+        return None
+    if len(frames) < frame:
+        raise _no_frame(frame, len(frames))
+    _small_enough(*size, max_pixels)
+    return compose(size, layers(size, frames))
+
+# %% ../nbs/parts/frames.ipynb #fr-readone
 def _read_later_frame(data, frame, max_pixels, formats):
     if frame > (frames := count_frames(data)):
         raise _no_frame(frame, frames)
     pixels, notes = split_notes(data, moving=True)
     with Image.open(io.BytesIO(pixels), formats=formats) as im:
-        _small_enough(im, max_pixels)
-        try:
-            im.seek(frame - 1)
-        except EOFError:
-            raise _no_frame(frame, 'fewer') from None
-        _small_enough(im, max_pixels)
+        _small_enough(*im.size, max_pixels)
+        if is_far(pixels, frame, im.size):
+            raise _far(frame)
+        shown = _composed(pixels, frame, max_pixels) or _seek(im, frame)
+        _small_enough(*shown.size, max_pixels)
         transpose = turn(im, notes)
-        rgb = to_rgb(im, notes.get('icc') or im.info.get('icc_profile'))
+        rgb = to_rgb(shown, notes.get('icc') or im.info.get('icc_profile'))
         return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 
 
@@ -100,7 +103,8 @@ def read_frame(
     max_pixels: int = 50_000_000,
     formats=FORMATS,
 ) -> np.ndarray:  # height × width × 3, uint8, RGB (sRGB), upright
-    "Decode a frame of a file; an `ImageError` as of `read_rgb`, or `no_such_frame`."
+    """Decode a frame of a file; an `ImageError` as of `read_rgb`, or `no_such_frame`
+    or `frame_too_far`."""
     if frame == 1:
         return read_rgb(data, max_pixels, formats)
     try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from .animations import COMPOSED
 from .data import FORMATS, ImageError
 from .frames import count_frames, read_frame
 from .guard import Problem
@@ -42,6 +43,11 @@ REFUSED = dict(
     no_such_frame=(
         422,
         'The file has no frame of that number; image.frames of an answer says how many there are.',
+    ),
+    frame_too_far=(
+        422,
+        f'That frame takes more than {COMPOSED:,} pixels of frames before it; '
+        'ask for an earlier one.',
     ),
     too_slow=(422, 'The picture takes too long to decode; save it anew, or make it smaller.'),
 )
