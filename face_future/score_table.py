@@ -52,6 +52,11 @@ def to_verdicts(table: pd.DataFrame, name: str) -> pd.Series:
     return words
 
 # %% ../nbs/parts/score_table.ipynb #e07-readfn
+def _like_theirs(path, rows):
+    "Paths as text, with slashes where Windows has its own, if no labelled image is so called."
+    return path.where(path.isin(rows.path), path.str.replace('\\', '/', regex=False))
+
+
 def _check_paths(got, name):
     "A `ValueError` for a table without the columns, or with two rows for one image."
     if missing := {'path', 'score'} - set(got.columns):
@@ -59,6 +64,8 @@ def _check_paths(got, name):
             f'{name} has no column {" or ".join(sorted(missing))}: it needs path and score, '
             'a row an image.'
         )
+    if not len(got):
+        raise ValueError(f'{name} has no rows: it needs one an image.')
     if (twice := got.path[got.path.duplicated()]).size:
         raise ValueError(f'{name} has more than one row for {twice.iloc[0]}.')
 
@@ -71,14 +78,14 @@ def read_scores(
     got = read_csv(file)
     name = Path(file).name
     _check_paths(got, name)
+    got['path'] = _like_theirs(got.path, rows)
     columns = dict(score=to_numbers(got.score, name), verdict=to_verdicts(got, name))
     if len(got) and columns['score'].isna().all():
         raise ValueError(f'{name}: none of its {len(got)} rows has a score that is a number.')
     out = rows.merge(pd.DataFrame(dict(path=got.path, **columns)), 'left', 'path')
     if len(out) and out.score.isna().all():
-        theirs = got.path.iloc[0] if len(got) else ''
         raise ValueError(
-            f'{name}: no path with a score is among the labelled images; they look like '
-            f'{rows.path.iloc[0]!r}, and its own like {theirs!r}.'
+            f'{name}: no path with a score is among the images that are asked for; they look '
+            f'like {rows.path.iloc[0]!r}, and its own like {got.path.iloc[0]!r}.'
         )
     return out.assign(verdict=out.verdict.fillna(''))

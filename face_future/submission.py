@@ -213,7 +213,7 @@ def _type_problems(rows, wanted: set) -> list:
     "Indices of a wrong type, in a sentence."
     odd = [row['index'] for row in rows if not _is_index(row['index'])]
     if odd:
-        return [f'{len(odd)} indices that are neither numbers nor names, like {short(odd[0], 40)}']
+        return [f'{len(odd)} indices are neither whole numbers nor names: {short(odd[0], 40)}']
     texts = {row['index'] for row in rows if isinstance(row['index'], str)}
     if wanted & set(map(_number, texts)):
         return ['indices are text ("1"), and must be numbers (1) where a name is all digits']
@@ -248,10 +248,16 @@ def _rising(values) -> bool:
     return all(a <= b for a, b in pairwise(values))
 
 
+def _in_order(listed) -> bool:
+    "Are these indices in natural order, numbers by their size?"
+    as_numbers = all(isinstance(i, int) for i in listed)
+    return _rising(listed if as_numbers else map(natural_key, listed))
+
+
 def _order_problems(rows) -> list:
     "Rows in the order of words, which comes from a listing."
     listed = [row['index'] for row in rows]
-    if not _rising(map(str, listed)) or _rising(natural_key(i) for i in listed):
+    if not _rising(map(str, listed)) or _in_order(listed):
         return []
     return [
         'rows are in the order of words (1, 10, 100, 2): '
