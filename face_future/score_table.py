@@ -6,11 +6,13 @@
 __all__ = ['VERDICTS', 'to_numbers', 'to_verdicts', 'read_scores']
 
 # %% ../nbs/parts/score_table.ipynb #sct-imports
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from .files import cell
 from .manifests import read_csv
 
 # %% ../nbs/parts/score_table.ipynb #p07s-numbers
@@ -52,9 +54,10 @@ def to_verdicts(table: pd.DataFrame, name: str) -> pd.Series:
     return words
 
 # %% ../nbs/parts/score_table.ipynb #e07-readfn
-def _like_theirs(path, rows):
-    "Paths as text, with slashes where Windows has its own, if no labelled image is so called."
-    return path.where(path.isin(rows.path), path.str.replace('\\', '/', regex=False))
+def _as_written(path: str, written: set) -> str:  # written: the images, as `files.cell` has them
+    "The image that a table means by a path; it may be written as in Windows."
+    spellings = path, cell(path), cell(path.replace('\\', '/'))
+    return next((p for p in spellings if p in written), path)
 
 
 def _check_paths(got, name):
@@ -78,11 +81,13 @@ def read_scores(
     got = read_csv(file)
     name = Path(file).name
     _check_paths(got, name)
-    got['path'] = _like_theirs(got.path, rows)
+    written = [cell(p).strip() for p in rows.path]
+    got['path'] = got.path.map(partial(_as_written, written=set(written)))
     columns = dict(score=to_numbers(got.score, name), verdict=to_verdicts(got, name))
     if len(got) and columns['score'].isna().all():
         raise ValueError(f'{name}: none of its {len(got)} rows has a score that is a number.')
-    out = rows.merge(pd.DataFrame(dict(path=got.path, **columns)), 'left', 'path')
+    found = pd.DataFrame(dict(written=got.path, **columns))
+    out = rows.assign(written=written).merge(found, 'left', 'written').drop(columns='written')
     if len(out) and out.score.isna().all():
         raise ValueError(
             f'{name}: no path with a score is among the images that are asked for; they look '
