@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .embedding import Seen, separation
-from .files import atomic_write
+from .files import atomic_write, to_csv
 from .heatmaps import overlay
 from .maps import COLUMNS, draw
 from .plots import colours
@@ -202,5 +202,5 @@ def write_map(
     else:
         (out / 'mistakes.png').unlink(missing_ok=True)
     for name, table in {'points': _points(seen, planes), 'separation': figures}.items():
-        atomic_write(out / f'{name}.csv', table.to_csv(index=False, float_format='%.4f'))
+        atomic_write(out / f'{name}.csv', to_csv(table, float_format='%.4f'))
     return figures

@@ -294,6 +294,13 @@ def check_backend(name: str | None):
         raise BackendMissing(f'backend {name!r}: choose one of {", ".join(BACKENDS)}.')
 
 
+def _check_device(name: str | None, device: str | None):
+    "A `BackendMissing` for a backend that does not run on this device."
+    if name not in (None, 'torch') and device not in (None, 'cpu'):
+        advice = 'choose --backend torch, or leave --device out.'
+        raise BackendMissing(f'--device {device}: {name} runs on the CPU only; {advice}')
+
+
 def make_backend(
     file: str | Path,  # a weights file, or a graph
     settings: dict,  # complete, of that file
@@ -304,6 +311,7 @@ def make_backend(
 ):  # called with a batch, it gives logit, features, map; has `.name`, `.device`, `.streams`
     "A backend for `file`; a `BackendMissing` says what to install."
     check_backend(name)
+    _check_device(name, device)
     if name is None and (device not in (None, 'cpu') or (device is None and _has_gpu())):
         name = 'torch'
     graph = None if name == 'torch' else find_graph(file, settings['sha256'])

@@ -219,9 +219,15 @@ class Actor:
     def __init__(self, out: str, threads: int, options: dict):
         os.environ['OMP_NUM_THREADS'] = str(threads)
         self.plan = Plan(out)
-        self.predictor = Predictor(streams=threads, **options)
+        self.problem = ''
+        try:
+            self.predictor = Predictor(streams=threads, **options)
+        except (ValueError, OSError) as e:  # else Ray would start the actor again, for ever
+            self.problem = str(e)
 
     def __call__(self, batch: dict) -> dict:  # columns: shard
+        if self.problem:
+            return dict(problem=[self.problem])
         done = [predict_shard(self.predictor, self.plan, str(s)) for s in batch['shard']]
         return {k: [d[k] for d in done] for k in ('shard', 'pictures', 'errors')}
 
@@ -323,6 +329,8 @@ def _run(todo, shards, out, address, workers, options, progress):
     try:
         with tqdm(total=total, initial=start, unit='image', disable=not progress) as bar:
             for done in _done(todo, out, workers, options):
+                if problem := done.get('problem'):
+                    raise ValueError(problem)
                 bar.update(done['pictures'])
     finally:
         ray.shutdown()

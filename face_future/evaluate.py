@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .calibrate import draw_reliability
-from .files import atomic_write
+from .files import atomic_write, to_csv
 from .labels import Labels
 from .left_out import left_out_scores, write_left_out  # noqa: F401 (for callers)
 from .metrics import auroc, curve, pairs, report
@@ -111,6 +111,6 @@ def write_report(table: pd.DataFrame, threshold: float, out: str | Path, rounds:
     figures = report(table, threshold, rounds)
     covered = coverage(table, threshold)
     for name, t in dict(scores=table, report=figures, coverage=covered).items():
-        atomic_write(out / f'{name}.csv', t.to_csv(index=False, float_format='%.6g'))
+        atomic_write(out / f'{name}.csv', to_csv(t, float_format='%.6g'))
     save_figure(draw_report(table, threshold), out / 'report.png')
     return figures, covered

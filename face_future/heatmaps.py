@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from .data import ImageError, centre_crop_box, face_crop_box, read_rgb
-from .files import atomic_write, names_after, printable
+from .files import atomic_write, names_after, printable, to_csv
 from .prediction import error_row
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-turning
@@ -295,7 +295,7 @@ def write_check(
         check = deletion_check(predictor, seen.crops, fill=fill, **kwargs)
         rows += [dict(fill=fill, **r) for r in deletion_summary(check, t.group, zero)]
     grid(seen.crops, seen.cam, t.truth, t.verdict, zero=zero, file=out / 'grid.png')
-    atomic_write(out / 'deletion.csv', pd.DataFrame(rows).to_csv(index=False, float_format='%.4f'))
+    atomic_write(out / 'deletion.csv', to_csv(pd.DataFrame(rows), float_format='%.4f'))
     return rows
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-paintfiles

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .calibrate import fit_temperature
-from .files import atomic_write
+from .files import atomic_write, printable, to_csv
 from .metrics import evaluation
 from .model import load_weights, save_weights
 
@@ -32,8 +32,8 @@ def held_out_table(held, y, logit) -> pd.DataFrame:
     "A row for each held-out image; `fake` is 1 or 0 in the data set's words."
     return pd.DataFrame(
         dict(
-            file=[p.name for p in held.files],
-            folder=[p.parent.name for p in held.files],
+            file=[printable(p.name) for p in held.files],
+            folder=[printable(p.parent.name) for p in held.files],
             source=held.sources,
             fake=y,
             logit=logit,
@@ -75,7 +75,7 @@ def finish(
     if len(dls.valid_ds):
         logit, y = held_out_logits(model, dls)
         table = held_out_table(dls.valid_ds, y, logit)
-        atomic_write(out / 'held_out.csv', table.to_csv(index=False))
+        atomic_write(out / 'held_out.csv', to_csv(table))
         table = table.assign(group='' if group is None else list(group))
         settings |= measured(table, settings['fake_means'])
     elif figures_from:

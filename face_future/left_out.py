@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import atomic_write, short
+from .files import atomic_write, short, to_csv
 from .labels import Labels, left_out, read_csv
 from .metrics import auroc_interval
 from .renamed import SCORES
@@ -69,8 +69,8 @@ def write_left_out(scores: pd.DataFrame, file: str | Path) -> pd.DataFrame:  # t
     "`left_out_table` as the CSV `file`, and the scores beside it as `*_scores.csv`."
     file = Path(file)
     table = left_out_table(scores)
-    atomic_write(file, table.to_csv(index=False, float_format='%.4f'))
-    text = scores.reindex(columns=KEPT).to_csv(index=False, float_format='%.5f')
+    atomic_write(file, to_csv(table, float_format='%.4f'))
+    text = to_csv(scores.reindex(columns=KEPT), float_format='%.5f')
     atomic_write(file.with_name(f'{file.stem}_scores.csv'), text)
     return table
 

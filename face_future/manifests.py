@@ -61,7 +61,7 @@ def _table(text: str, name: str) -> pd.DataFrame:
 def read_csv(file: str | Path) -> pd.DataFrame:
     "A CSV as text, separated by commas, semicolons or tabs; column names in lower case."
     file = Path(file)
-    if not file.is_file():
+    if not file.exists():
         raise LabelError(f'no such table: {file}')
     df = _table(_decoded(file), file.name)
     df = df.rename(columns=lambda c: c.strip().lower()).apply(lambda column: column.str.strip())
@@ -75,7 +75,7 @@ KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a 
 
 def _read_known(csv: Path) -> pd.DataFrame:
     "The columns of a manifest that we know, with a table's names, slashes and lower-case words."
-    if not csv.is_file():
+    if not csv.exists():
         raise LabelError(f'no such manifest: {csv}')
     df = read_csv(csv)
     if missing := {'path', 'label'} - set(df):

@@ -7,39 +7,49 @@ __all__ = ['DOUBTS', 'as_pixels', 'usable_preprocess', 'Crops', 'detect_crops', 
            'world_sign', 'views_disagree', 'make_prediction', 'picture_rows', 'error_row']
 
 # %% ../nbs/parts/prediction.ipynb #p04a-imports
-import io
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .data import ImageError, Preprocess, read_rgb
 from .faces import DETECTOR, FaceFinder, quality_issue
-from .files import printable
+from .files import printable, short
 from .model_config import WeightsError, calibrated, threshold_for
+from .reading import to_rgb, turn
 
 # %% ../nbs/parts/prediction.ipynb #p04a-bythereader
 def _by_the_reader(image) -> np.ndarray:
-    "An opened image, read as if it came from a file: transparency over white, colours converted."
-    file = io.BytesIO()
-    image.save(file, 'TIFF')
-    return read_rgb(file.getvalue())
+    "The pixels of an opened image, as if it came from a file; an `ImageError` if it is damaged."
+    noted = image.info.get('xmp') or image.info.get('XML:com.adobe.xmp') or b''
+    how = turn(image, dict(xmp=noted.encode() if isinstance(noted, str) else noted))
+    try:
+        image = image.convert('LA') if image.mode == 'La' else image
+        upright = image if how is None else image.transpose(how)
+        return np.asarray(to_rgb(upright, image.info.get('icc_profile')))
+    except Exception as e:  # a decoder may raise anything, and does
+        message = f'this image: the file is damaged or cut off ({short(e)}).'
+        raise ImageError('truncated', message) from None
 
 # %% ../nbs/parts/prediction.ipynb #p04a-refusal
 def _refusal(image) -> ValueError:
     "The error for what is no picture."
     what = type(image).__name__
+    if isinstance(image, Image.Image):
+        what = f'an image of {image.width}×{image.height} pixels'
     if isinstance(image, np.ndarray):
         what = f'an array {image.shape} of {image.dtype}'
     return ValueError(
-        'Give paths, bytes, open files, Pillow images, or arrays of height × width (× 1, 3 or 4): '
-        f'uint8, or floats from 0 to 1. This is {what}.'
+        'Give paths, bytes, files opened as "rb", Pillow images, or arrays of height × width '
+        f'(× 1, 3 or 4): uint8, or floats from 0 to 1. This is {what}.'
     )
 
 # %% ../nbs/parts/prediction.ipynb #p04a-reader
 def _array_pixels(x: np.ndarray) -> np.ndarray:  # H × W × 3, uint8
     "The pixels of an array of grey, RGB or RGBA."
+    x = np.asarray(x)  # a matrix, too
     shaped = x.size and (x.ndim == 2 or (x.ndim == 3 and x.shape[2] in (1, 3, 4)))
     if shaped and x.dtype.kind == 'f' and 0 <= x.min() and x.max() <= 1:
         x = (x * 255).round().astype(np.uint8)
@@ -54,12 +64,12 @@ def as_pixels(
     image,  # a path, bytes, an open file, a Pillow image, or an array H × W (× 1, 3, 4)
 ) -> np.ndarray:  # H × W × 3, uint8, RGB
     "The pixels of a picture, which is never written to; a `ValueError` says what may be given."
-    if isinstance(image, (str, Path, bytes)):
+    if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
         return read_rgb(image)
-    if hasattr(image, 'read'):
-        return read_rgb(image.read())
-    if isinstance(image, Image.Image):
-        return _by_the_reader(ImageOps.exif_transpose(image))
+    if hasattr(image, 'read') and isinstance(data := image.read(), bytes):
+        return read_rgb(data)
+    if isinstance(image, Image.Image) and all(image.size):
+        return _by_the_reader(image)
     if not isinstance(image, np.ndarray):
         raise _refusal(image)
     return _array_pixels(image)

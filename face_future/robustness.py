@@ -15,7 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from .data import read_rgb
-from .files import atomic_write
+from .files import atomic_write, to_csv
 from .metrics import auroc_interval, pairs, wilson
 from .plots import save_figure
 from .tta_inference import Predictor
@@ -163,7 +163,7 @@ def write_robustness(
     "`robustness.csv` and `.png` in the folder `out`, on n images of each source and class."
     some = labels.part(split).sample(n)
     table = robustness(predictor, some.files, some.rows.source, some.is_fake)
-    text = table.to_csv(index=False, float_format='%.4f')
+    text = to_csv(table, float_format='%.4f')
     atomic_write(Path(out) / 'robustness.csv', text)
     figure = draw_matrix(table).figure
     save_figure(figure, Path(out) / 'robustness.png', bbox_inches='tight')

@@ -6,11 +6,13 @@
 __all__ = ['VERDICTS', 'to_numbers', 'to_verdicts', 'read_scores']
 
 # %% ../nbs/parts/score_table.ipynb #sct-imports
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from .files import cell
 from .manifests import read_csv
 
 # %% ../nbs/parts/score_table.ipynb #p07s-numbers
@@ -52,6 +54,12 @@ def to_verdicts(table: pd.DataFrame, name: str) -> pd.Series:
     return words
 
 # %% ../nbs/parts/score_table.ipynb #e07-readfn
+def _as_written(path: str, written: set) -> str:  # written: the images, as `files.cell` has them
+    "The image that a table means by a path; it may be written as in Windows."
+    spellings = path, cell(path), cell(path.replace('\\', '/'))
+    return next((p for p in spellings if p in written), path)
+
+
 def _check_paths(got, name):
     "A `ValueError` for a table without the columns, or with two rows for one image."
     if missing := {'path', 'score'} - set(got.columns):
@@ -59,6 +67,8 @@ def _check_paths(got, name):
             f'{name} has no column {" or ".join(sorted(missing))}: it needs path and score, '
             'a row an image.'
         )
+    if not len(got):
+        raise ValueError(f'{name} has no rows: it needs one an image.')
     if (twice := got.path[got.path.duplicated()]).size:
         raise ValueError(f'{name} has more than one row for {twice.iloc[0]}.')
 
@@ -71,14 +81,16 @@ def read_scores(
     got = read_csv(file)
     name = Path(file).name
     _check_paths(got, name)
+    written = [cell(p).strip() for p in rows.path]
+    got['path'] = got.path.map(partial(_as_written, written=set(written)))
     columns = dict(score=to_numbers(got.score, name), verdict=to_verdicts(got, name))
     if len(got) and columns['score'].isna().all():
         raise ValueError(f'{name}: none of its {len(got)} rows has a score that is a number.')
-    out = rows.merge(pd.DataFrame(dict(path=got.path, **columns)), 'left', 'path')
+    found = pd.DataFrame(dict(written=got.path, **columns))
+    out = rows.assign(written=written).merge(found, 'left', 'written').drop(columns='written')
     if len(out) and out.score.isna().all():
-        theirs = got.path.iloc[0] if len(got) else ''
         raise ValueError(
-            f'{name}: no path with a score is among the labelled images; they look like '
-            f'{rows.path.iloc[0]!r}, and its own like {theirs!r}.'
+            f'{name}: no path with a score is among the images that are asked for; they look '
+            f'like {rows.path.iloc[0]!r}, and its own like {got.path.iloc[0]!r}.'
         )
     return out.assign(verdict=out.verdict.fillna(''))

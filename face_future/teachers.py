@@ -100,7 +100,10 @@ def read_opinions(
     rows,  # of the training images: path, …
 ) -> torch.Tensor:  # N logits, nan where the file has no score
     "What a file says of each training image; a `ValueError` for what can't be read."
-    p = read_scores(file, rows).score.clip(0.001, 0.999)
+    try:
+        p = read_scores(file, rows).score.clip(0.001, 0.999)
+    except ValueError as e:
+        raise ValueError(f'--opinions {e}') from e
     return torch.tensor(np.log(p / (1 - p)).to_numpy(np.float32))
 
 

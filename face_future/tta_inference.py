@@ -7,6 +7,7 @@ __all__ = ['VIEWS', 'UNDO', 'VIEW_SETS', 'get_views', 'mean_map', 'Predictor', '
            'compare_views', 'DOUBTS', 'Prediction']
 
 # %% ../nbs/04_tta_inference.ipynb #p04-imports
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -144,9 +145,8 @@ class Predictor:
         images,  # a list of what `as_pixels` takes (paths, bytes, arrays, …), or one of them
     ) -> Prediction:
         "Predict a few pictures at once; an `ImageError` if one can't be read."
-        one = isinstance(images, (str, bytes, Path, np.ndarray, Image.Image)) or hasattr(
-            images, 'read'
-        )
+        single = str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, Image.Image, dict
+        one = isinstance(images, single) or hasattr(images, 'read')
         images = [images] if one or not isinstance(images, Iterable) else list(images)
         if not images:
             raise ValueError('No pictures were given: there is nothing to predict.')
