@@ -364,7 +364,9 @@ def check_file_writable(file: str | Path | None) -> None:  # None: nothing is to
 # %% ../nbs/parts/files.ipynb #fil-sha
 def sha256(data: str | bytes) -> str:
     "Checksum of text (as UTF-8) or bytes, 64 hexadecimal digits."
-    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+    return hashlib.sha256(
+        data.encode(errors='surrogateescape') if isinstance(data, str) else data
+    ).hexdigest()
 
 # %% ../nbs/parts/files.ipynb #fil-names
 def names_after(files: list, ending: str) -> list:  # files: paths

@@ -6,6 +6,7 @@
 __all__ = ['score_images']
 
 # %% ../nbs/parts/scores.ipynb #p07s-imports
+import numpy as np
 import pandas as pd
 
 from .labels import Labels
@@ -21,12 +22,12 @@ def score_images(
     "Predict labelled images, a row each; score and logit are nan where a file can't be read."
     labels = (labels if isinstance(labels, Labels) else Labels.load(labels)).part(split)
     got, _ = predict_files(predictor, labels.files, progress=progress)
-    predicted = pd.DataFrame(got, columns=['path', 'p_fake', 'logit', 'verdict', 'unsure_reason'])
-    predicted = predicted.set_index('path').reindex([str(f) for f in labels.files])
+    by_path = {row['path']: row for row in got}
+    rows = [by_path.get(str(f), dict(unsure_reason='unreadable')) for f in labels.files]
     return labels.rows.assign(
         fake=labels.is_fake,
-        score=predicted.p_fake.to_numpy(),
-        logit=predicted.logit.to_numpy(),
-        verdict=predicted.verdict.fillna('').to_numpy(),
-        unsure_reason=predicted.unsure_reason.fillna('unreadable').to_numpy(),
+        score=np.array([row.get('p_fake') for row in rows], float),
+        logit=np.array([row.get('logit') for row in rows], float),
+        verdict=[row.get('verdict', '') for row in rows],
+        unsure_reason=[row['unsure_reason'] for row in rows],
     )
