@@ -60,8 +60,8 @@ def _as_written(path: str, written: set) -> str:  # written: the images, as `fil
     return next((p for p in spellings if p in written), path)
 
 
-def _check_paths(got, name):
-    "A `ValueError` for a table without the columns, or with two rows for one image."
+def _check_table(got, name):
+    "A `ValueError` for a table without the columns, or without rows."
     if missing := {'path', 'score'} - set(got.columns):
         raise ValueError(
             f'{name} has no column {" or ".join(sorted(missing))}: it needs path and score, '
@@ -69,8 +69,6 @@ def _check_paths(got, name):
         )
     if not len(got):
         raise ValueError(f'{name} has no rows: it needs one an image.')
-    if (twice := got.path[got.path.duplicated()]).size:
-        raise ValueError(f'{name} has more than one row for {twice.iloc[0]}.')
 
 
 def read_scores(
@@ -80,9 +78,11 @@ def read_scores(
     "A score for each labelled image, matched by path; a `ValueError` for what can't be read."
     got = read_csv(file)
     name = Path(file).name
-    _check_paths(got, name)
+    _check_table(got, name)
     written = [cell(p).strip() for p in rows.path]
     got['path'] = got.path.map(partial(_as_written, written=set(written)))
+    if (twice := got.path[got.path.duplicated()]).size:
+        raise ValueError(f'{name} has more than one row for {twice.iloc[0]}.')
     columns = dict(score=to_numbers(got.score, name), verdict=to_verdicts(got, name))
     if len(got) and columns['score'].isna().all():
         raise ValueError(f'{name}: none of its {len(got)} rows has a score that is a number.')
