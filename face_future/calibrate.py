@@ -287,6 +287,38 @@ def _many_faces(photos, unseen, threshold, max_fpr):
         source = np.r_[source, 'unseen ' + new.source]
     return face_table(score, source, threshold, max_fpr)
 
+# %% ../nbs/parts/calibrate.ipynb #c07b-share
+def _check_share(name, rate):
+    "A `ValueError` for a rate that is given and is no share."
+    if rate is not None and not 0 < rate < 1:
+        option = f'{name} (--{name.replace("_", "-")})'
+        raise ValueError(f'{option} is a share between 0 and 1, not {rate}.')
+
+# %% ../nbs/parts/calibrate.ipynb #c07b-conditions
+def _conditions(sources, unseen, fpr_over, miss_over) -> dict:
+    "What a guarantee is about, as the weights keep it: which photographs, and left-out sources."
+    out = {}
+    if unseen is None and miss_over != 'worst':
+        out['miss_over'] = miss_over
+    if sources is not None:
+        out['photo_sources'] = sorted(set(sources))
+    if unseen is not None:
+        out['unseen'] = {**_count_unseen(unseen), 'fpr_over': fpr_over, 'miss_over': miss_over}
+    return out
+
+# %% ../nbs/parts/calibrate.ipynb #c07b-scored
+def _scored(logit, is_fake, source, group) -> tuple:  # rows of fake, source and score; settings
+    "The held-out images with p_fake as `score`, and the calibration that made it."
+    from face_future.model_config import calibrated
+
+    z = np.asarray(logit, float)
+    held = pd.DataFrame(dict(fake=np.asarray(is_fake, bool), source=np.asarray(source)))
+    if held.fake.nunique() < 2:
+        raise ValueError('The held-out images are all of one class: they can calibrate nothing.')
+    c = choose_calibration(z, held.fake, group)
+    settings = dict(calibration=c, temperature=c['temperature'], threshold=0.5)
+    return held.assign(score=calibrated(z, settings).astype(float)), settings
+
 # %% ../nbs/parts/calibrate.ipynb #c07b-choose
 def choose(
     logit: ArrayLike,
@@ -302,31 +334,18 @@ def choose(
     miss_over: str | None = None,  # the same for fakes; None: `mean` with `unseen`, else `worst`
 ) -> dict:  # calibration, temperature, threshold, lower_threshold, guarantee, …
     "Calibration and both thresholds from held-out logits; a `ValueError` where there are too few."
-    from face_future.model_config import calibrated
-
-    for name, rate in dict(max_fpr=max_fpr, max_miss=max_miss).items():
-        if rate is not None and not 0 < rate < 1:
-            option = f'{name} (--{name.replace("_", "-")})'
-            raise ValueError(f'{option} is a share between 0 and 1, not {rate}.')
-    z = np.asarray(logit, float)
-    held = pd.DataFrame(dict(fake=np.asarray(is_fake, bool), source=np.asarray(source)))
-    if held.fake.nunique() < 2:
-        raise ValueError('The held-out images are all of one class: they can calibrate nothing.')
-    c = choose_calibration(z, held.fake, group)
-    out = dict(calibration=c, temperature=c['temperature'], threshold=0.5)
-    out['guarantee'] = dict(max_fpr=max_fpr, max_miss=max_miss, images=len(z))
-    held['score'] = calibrated(z, out).astype(float)
+    _check_share('max_fpr', max_fpr)
+    _check_share('max_miss', max_miss)
+    held, out = _scored(logit, is_fake, source, group)
     miss_over = miss_over or ('worst' if unseen is None else 'mean')
-    if unseen is None and miss_over != 'worst':
-        out['guarantee']['miss_over'] = miss_over
     photos = held[~held.fake]
     if photo_sources is not None:
         photos = photos[photos.source.isin(photo_sources)]
-        out['guarantee']['photo_sources'] = sorted(set(photos.source))
     if unseen is not None:
         unseen = _rescaled(unseen, out)
-        over = dict(fpr_over=fpr_over, miss_over=miss_over)
-        out['guarantee']['unseen'] = {**_count_unseen(unseen), **over}
+    named = None if photo_sources is None else photos.source
+    out['guarantee'] = dict(max_fpr=max_fpr, max_miss=max_miss, images=len(held))
+    out['guarantee'] |= _conditions(named, unseen, fpr_over, miss_over)
     if max_fpr is not None:
         out['threshold'] = _threshold(photos, unseen, max_fpr, fpr_over)
     out['lower_threshold'] = out['threshold']

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WARM_UP', 'SeedEpoch', 'FreezeEpochs', 'size_at', 'ProgressiveResize', 'EMA', 'fit_flat', 'RunError', 'StopOnNaN',
-           'best_epoch', 'save_torch', 'plain_opt', 'Checkpoint', 'epoch_line', 'EpochLines', 'read_checkpoint']
+           'recipe_callbacks', 'best_epoch', 'save_torch', 'plain_opt', 'Checkpoint', 'epoch_line', 'EpochLines',
+           'read_checkpoint']
 
 # %% ../nbs/parts/callbacks.ipynb #k03-warnings
 import warnings
@@ -24,7 +25,9 @@ from zipfile import BadZipFile
 import pandas as pd
 import torch
 from fastai.basics import *
+from fastai.callback.mixup import CutMix
 from fastai.callback.schedule import ParamScheduler, SchedLin, SchedNo, combine_scheds
+from fastai.callback.training import GradientClip
 from timm.utils import ModelEmaV3
 
 from .devices import bare, is_first
@@ -145,6 +148,17 @@ class StopOnNaN(Callback):
             f'The loss is {self.learn.loss_grad.item():g} {where}: the run was stopped. Try again '
             'with a lower --lr, or other weights to start from (--init), in another --out.'
         )
+
+# %% ../nbs/parts/callbacks.ipynb #k03-recipe
+def recipe_callbacks(recipe) -> list:  # of fastai callbacks
+    "The callbacks that a recipe asks for, but those that write files."
+    cbs = [SeedEpoch(recipe.seed), ProgressiveResize(recipe), FreezeEpochs(recipe.freeze_epochs)]
+    cbs.append(GradientClip(5.0))
+    if recipe.ema:
+        cbs.append(EMA(recipe.ema))
+    if recipe.cutmix:
+        cbs.append(CutMix(recipe.cutmix))
+    return cbs
 
 # %% ../nbs/parts/callbacks.ipynb #k03-best
 def _within_one_error(log, area) -> int:

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['CAVEAT', 'PARAMETERS', 'GENERATORS', 'EDITORS', 'ALIKE', 'MOST', 'Finding', 'evidence', 'as_dicts', 'headline',
-           'brief']
+           'brief', 'file_evidence']
 
 # %% ../nbs/parts/evidence.ipynb #ev-imports
 import io
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -324,3 +326,10 @@ def brief(findings: list) -> str:  # for a table's cell
     seals = dict(no='not signed', valid='signed', trusted='signed, trusted', broken='seal broken')
     cells = [f'{f.says}: {f.who or f.value} ({seals.get(f.signed, f.signed)})' for f in told[:5]]
     return '; '.join(dict.fromkeys(cells))
+
+# %% ../nbs/parts/evidence.ipynb #ev-file
+def file_evidence(file: str | Path) -> str:  # empty too where it can't be read
+    "What a file says of itself, in a few words; it never changes a verdict."
+    with suppress(OSError):
+        return brief(evidence(Path(file).read_bytes()))
+    return ''

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RANKED', 'THRESHOLDED', 'PROBABILISTIC', 'METRICS', 'MANY', 'auroc', 'delong', 'auroc_error', 'auroc_interval',
            'curve', 'ece', 'metrics', 'units', 'wilson', 'bootstrap', 'intervals', 'format_intervals', 'score',
-           'mean_interval', 'auroc_change', 'pairs', 'alone', 'report', 'evaluation', 'compare']
+           'mean_interval', 'auroc_change', 'accuracy_gain', 'pairs', 'alone', 'report', 'evaluation', 'compare']
 
 # %% ../nbs/parts/metrics.ipynb #e07a-imports
 import numpy as np
@@ -270,6 +270,18 @@ def auroc_change(
         if 0 < y[k].sum() < len(k):
             changes.append(auroc(y[k], after[k]) - auroc(y[k], before[k]))
     return auroc(y, before), auroc(y, after), *np.percentile(changes, [2.5, 97.5])
+
+# %% ../nbs/parts/metrics.ipynb #e07-gain
+def accuracy_gain(
+    right: ArrayLike,  # N, whether each verdict is right
+    before: ArrayLike,  # N, whether it was right before the change
+    rounds: int = 2000,  # of the bootstrap
+) -> dict:  # gain, gain_lo, gain_hi
+    "What a change did to the accuracy on the same N pictures (paired bootstrap over pictures)."
+    gain = np.asarray(right, float) - np.asarray(before, float)
+    pick = np.random.default_rng(0).integers(0, len(gain), (rounds, len(gain)))
+    lo, hi = np.percentile(gain[pick].mean(1), [2.5, 97.5])
+    return dict(gain=gain.mean(), gain_lo=lo, gain_hi=hi)
 
 # %% ../nbs/parts/metrics.ipynb #e07-reportfn
 MANY = 12  # from so many pairs on, the photographs of all sources stand together

@@ -111,7 +111,7 @@ def _check_types(settings: Mapping):
         if (value is not None or key in REQUIRED) and not fits(value):
             raise WeightsError(f'{key} is {short(repr(value))}; it must be {what}.')
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-settingsfn
 def check_settings(settings: Mapping) -> Mapping:
     "The same settings; a `WeightsError` if one is missing or wrong that the verdict depends on."
     missing = [key for key in REQUIRED if key not in settings]

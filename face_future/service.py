@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNTED', 'SIZES', 'SECONDS', 'TOY', 'forget_dead', 'reserve', 'Registry', 'seconds_buckets', 'Metrics',
            'make_red_detector', 'RedIsFake', 'BatchPredictor', 'shared', 'decoders_for', 'links_for', 'model_of',
-           'timing_ms', 'one_of', 'stuck', 'Service', 'load_predictor']
+           'timing_ms', 'one_of', 'stuck', 'Engine', 'Service', 'load_predictor']
 
 # %% ../nbs/parts/service.ipynb #e06-imports
 import asyncio
@@ -148,6 +148,28 @@ def make_red_detector():
 
     return detect
 
+# %% ../nbs/parts/service.ipynb #e06-redlogit
+def _red_prediction(crops):  # for each picture what `make_red_detector` finds
+    "A `Prediction` in which the logit of a crop, and its map, are red minus blue."
+    from face_future.tta_inference import Prediction
+
+    xs, boxes, issues = zip(*[crop for picture in crops for crop in picture])
+    logit = np.float32([2 * (x[0].mean() - x[2].mean()) for x in xs]).clip(-20, 20)
+    return Prediction(
+        logit=logit,
+        p_fake=1 / (1 + np.exp(-logit)),
+        features=np.zeros((len(xs), 2)),
+        cam=np.float32([x[0, ::16, ::16] - x[2, ::16, ::16] for x in xs]),
+        view_logits=logit[:, None],
+        threshold=0.5,
+        lower_threshold=0.5,
+        disagree=np.zeros(len(xs), bool),
+        inverted=False,
+        image=np.repeat(np.arange(len(crops)), [len(s) for s in crops]),
+        box=np.float32([b or [np.nan] * 4 for b in boxes]),
+        quality_issue=np.array(issues),
+    )
+
 # %% ../nbs/parts/service.ipynb #e06-fakedef
 class RedIsFake:
     "A stand-in for the `Predictor` in tests: red is fake, blue is real, grey is no face."
@@ -176,26 +198,8 @@ class RedIsFake:
 
     def predict(self, crops):  # for each picture what `make_red_detector` finds
         "A `Prediction`, after `nap` seconds."
-        from face_future.tta_inference import Prediction
-
         time.sleep(self.nap)
-        xs, boxes, issues = zip(*[crop for picture in crops for crop in picture])
-        logit = np.float32([2 * (x[0].mean() - x[2].mean()) for x in xs]).clip(-20, 20)
-        cam = np.float32([x[0, ::16, ::16] - x[2, ::16, ::16] for x in xs])
-        return Prediction(
-            logit,
-            1 / (1 + np.exp(-logit)),
-            np.zeros((len(xs), 2)),
-            cam,
-            logit[:, None],
-            0.5,
-            0.5,
-            np.zeros(len(xs), bool),
-            False,
-            np.repeat(np.arange(len(crops)), [len(s) for s in crops]),
-            np.float32([b or [np.nan] * 4 for b in boxes]),
-            np.array(issues),
-        )
+        return _red_prediction(crops)
 
 # %% ../nbs/parts/service.ipynb #e06-judgedef
 class BatchPredictor:
@@ -292,9 +296,9 @@ def stuck() -> Problem:
     )
     return Problem(503, 'stuck', message)
 
-# %% ../nbs/parts/service.ipynb #e06-servicedef
-class Service:
-    "A predictor and all that stands between it and its clients."
+# %% ../nbs/parts/service.ipynb #e06-engine
+class Engine:
+    "A predictor with its processes, queue and counters, from the start to the stop."
 
     def __init__(self, predictor, settings: Settings):
         threads = settings.threads or cpu_threads()
@@ -313,6 +317,20 @@ class Service:
         "Test the network, and start the processes."
         self.tested = await asyncio.to_thread(self_test, self.predictor)
         await self.decoders.open()
+
+    def check(self):
+        "A `Problem` 503 if a batch is stuck."
+        if self.batcher.oldest() > self.settings.timeout:
+            raise stuck()
+
+    async def close(self):
+        "Finish what was accepted, within a few seconds."
+        await self.decoders.close(2)
+        await self.batcher.close(2)
+
+# %% ../nbs/parts/service.ipynb #e06-servicedef
+class Service(Engine):
+    "A predictor and all that stands between it and its clients."
 
     async def answer(self, data, explain: bool, request_id, **wishes):
         "The `Answer` for a file's bytes, as a dict; a `Problem` if it is no picture."
@@ -333,16 +351,6 @@ class Service:
         "For each (name, bytes) its answer or its error."
         works = [(name, self.answer(data, explain, request_id)) for name, data in files]
         return await asyncio.gather(*(one_of(*w, request_id) for w in works))
-
-    def check(self):
-        "A `Problem` 503 if a batch is stuck."
-        if self.batcher.oldest() > self.settings.timeout:
-            raise stuck()
-
-    async def close(self):
-        "Finish what was accepted, within a few seconds."
-        await self.decoders.close(2)
-        await self.batcher.close(2)
 
 # %% ../nbs/parts/service.ipynb #e06-load
 def load_predictor(settings: Settings):

@@ -19,6 +19,15 @@ from .limits import Asked, Rate
 
 log = logging.getLogger('face_future')
 
+# %% ../nbs/parts/shared_limits.ipynb #sl1-installed
+def _check_installed():
+    "A `ValueError` that names what is to be installed for this."
+    if missing := [n for n in ('limits', 'redis') if not find_spec(n)]:
+        raise ValueError(
+            f'FACE_FUTURE_RATE_STORE needs {" and ".join(missing)}: '
+            'pip install "face_future[scale]"'
+        )
+
 # %% ../nbs/parts/shared_limits.ipynb #sl1-class
 PATIENCE = 0.5  # seconds that Redis may take
 REST = 5.0  # seconds for which it isn't asked after a failure
@@ -49,14 +58,30 @@ class Window(NamedTuple):
         "Seconds until all requests are there again."
         return self.now_ends if self.now else self.before_ends if self.before else 0.0
 
+    def counted(self, length: float) -> int:  # length: of a window, seconds
+        "Requests that count now."
+        return math.floor(self.before * self.before_ends / length) + self.now
+
     def wait(self, limit: int, length: float) -> float:  # length: of a window, seconds
         "Seconds until there is room for one more request; 0: there is."
-        if math.floor(self.before * self.before_ends / length) + self.now < limit:
+        if self.counted(length) < limit:
             return 0.0
         waits = [max(0.0, self.now_ends - length)] if self.now else []
         if self.before and self.now < limit:
             waits.append(self.before_ends - (limit - self.now) * length / self.before)
         return max(0.001, min(waits))
+
+# %% ../nbs/parts/shared_limits.ipynb #sl1-ask
+async def _ask_redis(limiter, item, limit: int, who: str) -> Asked:
+    "Take one request of `item`, so many in so long, and say what is left of `limit`."
+    name = hashlib.sha256(who.encode(errors='replace')).hexdigest()[:32]
+    welcome = await limiter.hit(item, name)
+    length = item.get_expiry()
+    found = await limiter.storage.get_sliding_window(item.key_for(name), length)
+    window = Window(*found)
+    wait = 0 if welcome else max(0.001, window.wait(item.amount, length))
+    left = min(limit, max(0, item.amount - window.counted(length)))
+    return Asked(wait, limit, left, math.ceil(window.full_in()))
 
 # %% ../nbs/parts/shared_limits.ipynb #sl1-shared
 class SharedRate:
@@ -69,11 +94,7 @@ class SharedRate:
         alone: Rate,  # what holds while Redis is silent
         clock=time.monotonic,
     ):
-        if missing := [n for n in ('limits', 'redis') if not find_spec(n)]:
-            raise ValueError(
-                f'FACE_FUTURE_RATE_STORE needs {" and ".join(missing)}: '
-                'pip install "face_future[scale]"'
-            )
+        _check_installed()
         self.limiter, self.item = _limiter(per_minute, url)
         self.limit = max(1, math.floor(per_minute))
         self.alone = alone
@@ -85,7 +106,8 @@ class SharedRate:
         if self.clock() < self.silent_until:
             return self.alone.ask(who)
         try:
-            return await asyncio.wait_for(self._asked(who), PATIENCE)
+            asked = _ask_redis(self.limiter, self.item, self.limit, who)
+            return await asyncio.wait_for(asked, PATIENCE)
         except Exception as e:  # of Redis, of the network, or of time
             self._rest(e)
             return self.alone.ask(who)
@@ -95,14 +117,3 @@ class SharedRate:
         if not self.silent_until or self.clock() > self.silent_until + REST:
             log.warning('no answer from Redis (%s): this replica counts alone', type(e).__name__)
         self.silent_until = self.clock() + REST
-
-    async def _asked(self, who):
-        name = hashlib.sha256(who.encode(errors='replace')).hexdigest()[:32]
-        welcome = await self.limiter.hit(self.item, name)
-        length = self.item.get_expiry()
-        key = self.item.key_for(name)
-        window = Window(*await self.limiter.storage.get_sliding_window(key, length))
-        wait = 0 if welcome else max(0.001, window.wait(self.item.amount, length))
-        counted = math.floor(window.before * window.before_ends / length) + window.now
-        left = min(self.limit, max(0, self.item.amount - counted))
-        return Asked(wait, self.limit, left, math.ceil(window.full_in()))
