@@ -25,7 +25,7 @@ class Frame(NamedTuple):
     over: bool  # may the canvas be seen through it? Else it replaces what was there
     file: bytes  # a GIF, PNG or WebP of this frame alone
 
-# %% ../nbs/parts/animations.ipynb #an-gif
+# %% ../nbs/parts/animations.ipynb #an-blocks
 BLOCKS = 300_000  # of a GIF, that are looked at
 
 
@@ -36,12 +36,12 @@ def _after_blocks(data, at, budget):
         budget -= 1
     return at + 1, budget
 
-
+# %% ../nbs/parts/animations.ipynb #an-palette
 def _palette(flags):
     "Bytes of the palette that a GIF's flags announce."
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
-
+# %% ../nbs/parts/animations.ipynb #an-gif
 def gif_images(data: bytes):
     "Of each image of a GIF: its graphic control (4 bytes, or empty), where it begins, and ends."
     budget = BLOCKS
@@ -60,6 +60,18 @@ def gif_images(data: bytes):
         else:
             return
 
+# %% ../nbs/parts/animations.ipynb #an-gifalone
+def _gif_alone(data, control, begin, end):
+    "A GIF of one image alone, from what `gif_images` gives of it: with its colours, at (0, 0)."
+    width, height, flags = struct.unpack_from('<HHB', data, begin + 5)
+    shared = data[13 : 13 + _palette(data[10])]
+    colours = data[begin + 10 : begin + 10 + _palette(flags)] or shared
+    depth = (flags if flags & 0x80 else data[10]) & 7
+    alone = struct.pack('<6sHHBBB', b'GIF89a', width, height, 0x80 * bool(colours) | depth, 0, 0)
+    alone += colours + (b'\x21\xf9\4' + control + b'\0' if control else b'')
+    alone += struct.pack('<BHHHHB', 0x2C, 0, 0, width, height, flags & 0x40)
+    return alone + data[begin + 10 + _palette(flags) : end] + b';'
+
 # %% ../nbs/parts/animations.ipynb #an-giframes
 _AFTER = {2: 'clear', 3: 'restore'}  # a GIF's disposal; all others keep
 
@@ -67,31 +79,23 @@ _AFTER = {2: 'clear', 3: 'restore'}  # a GIF's disposal; all others keep
 def gif_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of `Frame`
     "The canvas of a GIF and its first `most` frames."
     size = struct.unpack_from('<HH', data, 6)
-    shared = data[13 : 13 + _palette(data[10])]
     frames = []
     for control, begin, end in gif_images(data):
-        left, top, width, height, flags = struct.unpack_from('<HHHHB', data, begin + 1)
-        colours = data[begin + 10 : begin + 10 + _palette(flags)] or shared
-        depth = (flags if flags & 0x80 else data[10]) & 7
-        alone = struct.pack(
-            '<6sHHBBB', b'GIF89a', width, height, 0x80 * bool(colours) | depth, 0, 0
-        )
-        alone += colours + (b'\x21\xf9\4' + control + b'\0' if control else b'')
-        alone += struct.pack('<BHHHHB', 0x2C, 0, 0, width, height, flags & 0x40)
-        alone += data[begin + 10 + _palette(flags) : end] + b';'
+        left, top, width, height = struct.unpack_from('<HHHH', data, begin + 1)
         box = left, top, left + width, top + height
         after = _AFTER.get(control[0] >> 2 & 7 if control else 0, 'keep')
+        alone = _gif_alone(data, control, begin, end)
         frames.append(Frame(box, after, bool(control and control[0] & 1), alone))
         size = tuple(map(max, size, box[2:]))
         if len(frames) == most:
             break
     return size, frames
 
-# %% ../nbs/parts/animations.ipynb #an-png
+# %% ../nbs/parts/animations.ipynb #an-chunk
 def _chunk(kind, body):
     return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
 
-
+# %% ../nbs/parts/animations.ipynb #an-chunks
 def _png_chunks(data):
     "The chunks of a PNG, as (kind, body)."
     at = 8
@@ -100,7 +104,7 @@ def _png_chunks(data):
         yield data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
         at += 12 + size
 
-
+# %% ../nbs/parts/animations.ipynb #an-pngframe
 def _png_frame(control, head, palettes, bodies):
     "The `Frame` of a PNG's fcTL chunk (empty: a first picture that is not played) and its pixels."
     width, height, left, top = struct.unpack_from(
@@ -114,7 +118,7 @@ def _png_frame(control, head, palettes, bodies):
     box = left, top, left + width, top + height
     return Frame(box, ('keep', 'clear', 'restore')[after], bool(blend and see_through), file)
 
-
+# %% ../nbs/parts/animations.ipynb #an-png
 def png_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of `Frame`
     "The canvas of an animated PNG and its first `most` frames."
     frames, palettes, bodies = [], [], []
@@ -135,7 +139,7 @@ def png_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of 
             bodies.append(body[4 * (kind == b'fdAT') :])
     return struct.unpack('>II', head[:8]), frames
 
-# %% ../nbs/parts/animations.ipynb #an-webp
+# %% ../nbs/parts/animations.ipynb #an-riffchunks
 def _riff_chunks(data, at):
     "The chunks of a WebP from `at`, as (kind, body)."
     while at + 8 <= len(data):
@@ -143,14 +147,14 @@ def _riff_chunks(data, at):
         yield data[at : at + 4], data[at + 8 : at + 8 + size]
         at += 8 + size + size % 2
 
-
+# %% ../nbs/parts/animations.ipynb #an-riff
 def _riff(*chunks):
     "A WebP of these chunks (kind, body)."
     parts = [k + struct.pack('<I', len(b)) + b + b'\0' * (len(b) % 2) for k, b in chunks]
     body = b'WEBP' + b''.join(parts)
     return b'RIFF' + struct.pack('<I', len(body)) + body
 
-
+# %% ../nbs/parts/animations.ipynb #an-webpframe
 def _three(body, at):
     return int.from_bytes(body[at : at + 3], 'little')
 
@@ -166,7 +170,7 @@ def _webp_frame(body):
     over = see_through and not body[15] & 2
     return Frame(box, 'clear' if body[15] & 1 else 'keep', over, _riff(*parts))
 
-
+# %% ../nbs/parts/animations.ipynb #an-webp
 def webp_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of `Frame`
     "The canvas of an animated WebP and its first `most` frames."
     frames, size = [], (0, 0)
@@ -188,7 +192,7 @@ def cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of `Fra
             return way(data, most)
     return (0, 0), []
 
-# %% ../nbs/parts/animations.ipynb #an-layers
+# %% ../nbs/parts/animations.ipynb #an-layersof
 COMPOSED = 100_000_000  # most pixels of all frames that are decoded for one
 
 
@@ -204,16 +208,13 @@ def layers(size: tuple, frames: list) -> list:  # of `Frame`
             first = k
     return [f for k, f in enumerate(frames[first:], first) if k == last or f.after != 'restore']
 
-
+# %% ../nbs/parts/animations.ipynb #an-layers
 def pixels_needed(chosen: list) -> int:  # pixels
     "How much has to be decoded for these layers: all of the last, and of the others what stays."
     shown = [f.box for f in chosen[:-1] if f.after == 'keep'] + [f.box for f in chosen[-1:]]
     return sum((right - left) * (bottom - top) for left, top, right, bottom in shown)
 
-# %% ../nbs/parts/animations.ipynb #an-compose
-STRIP = 500_000  # pixels that are laid at a time: their memory is used again and again
-
-
+# %% ../nbs/parts/animations.ipynb #an-opened
 def _opened(frame):
     "The PIL image of a frame, of the size of its box."
     im = Image.open(io.BytesIO(frame.file), formats=['GIF', 'PNG', 'WEBP'])
@@ -221,6 +222,9 @@ def _opened(frame):
     if im.size != (right - left, bottom - top):
         raise ValueError('a frame of another size than announced')
     return to_rgb(im) if im.mode[0] in 'IF' else im
+
+# %% ../nbs/parts/animations.ipynb #an-lay
+STRIP = 500_000  # pixels that are laid at a time: their memory is used again and again
 
 
 def _lay(canvas, frame):
@@ -233,7 +237,7 @@ def _lay(canvas, frame):
             lay = canvas.alpha_composite if frame.over else canvas.paste
             lay(strip, (left, top + y))
 
-
+# %% ../nbs/parts/animations.ipynb #an-compose
 def compose(size: tuple, chosen: list):  # PIL, RGBA
     "The canvas (width, height) after the last of these layers, transparent where nothing is."
     canvas = Image.new('RGBA', size)

@@ -109,7 +109,7 @@ def _reader(addresses: list) -> tuple:  # pixels of number k (a path), its evide
 
     return read, evidence_of, ahead.close
 
-# %% ../nbs/parts/batch.ipynb #ba1-predictrows
+# %% ../nbs/parts/batch.ipynb #ba1-predictshardrows
 def _predict(predictor, addresses: list) -> dict:  # number -> row, or error
     "The pictures at these addresses: a row of `predict_files`, or a dict with the error."
     read, evidence_of, close = _reader(addresses)
@@ -122,7 +122,7 @@ def _predict(predictor, addresses: list) -> dict:  # number -> row, or error
     bad = [k for k in range(len(addresses)) if k not in found]
     return found | {k: dict(error=e['error']) for k, e in zip(bad, errors, strict=True)}
 
-
+# %% ../nbs/parts/batch.ipynb #ba1-predictrows
 def _predict_singly(predictor, addresses: list) -> dict:
     "The same, where an unforeseen error is that of one picture."
     found = {}
@@ -132,6 +132,15 @@ def _predict_singly(predictor, addresses: list) -> dict:
         except Exception as e:
             found[k] = dict(error=f'{k}: {type(e).__name__}.')
     return found
+
+# %% ../nbs/parts/batch.ipynb #ba1-row
+def _row(row: dict, found: dict) -> dict:
+    "A row of the results, from one of the plan and what was found of its picture."
+    name = printable(Path(row['id']).name)
+    verdict = {**found, 'index': row['id'], 'file': name, 'path': row['path']}
+    if error := verdict.get('error'):
+        verdict['error'] = f'{name}: {error.partition(": ")[2]}'
+    return verdict
 
 # %% ../nbs/parts/batch.ipynb #ba1-predictshard
 def predict_shard(predictor, plan: Plan, shard: str) -> dict:  # shard, pictures, errors
@@ -144,21 +153,23 @@ def predict_shard(predictor, plan: Plan, shard: str) -> dict:  # shard, pictures
         found = _predict(predictor, addresses)
     except Exception:
         found = _predict_singly(predictor, addresses)
-    rows = []
-    for k, row in enumerate(todo):
-        name = printable(Path(row['id']).name)
-        verdict = {**found[k], 'index': row['id'], 'file': name, 'path': row['path']}
-        if error := verdict.get('error'):
-            verdict['error'] = f'{name}: {error.partition(": ")[2]}'
-        rows.append(verdict)
+    rows = [_row(row, found[k]) for k, row in enumerate(todo)]
     write_shard(plan, shard, rows)
     return dict(shard=shard, pictures=len(rows), errors=sum('error' in row for row in rows))
 
-# %% ../nbs/parts/batch.ipynb #ba1-tryhere
+# %% ../nbs/parts/batch.ipynb #ba1-children
 def _children() -> set:
+    "All processes that this one has started, and theirs."
     return set(psutil.Process().children(recursive=True))
 
 
+def _end_all(processes: set) -> None:
+    "Kill these processes; some may have ended meanwhile."
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
+
+# %% ../nbs/parts/batch.ipynb #ba1-tryhere
 def _try_here(ray):
     "Start Ray on this machine; what a failure leaves running is ended."
     before = _children()
@@ -173,9 +184,7 @@ def _try_here(ray):
         )
     except Exception:
         ray.shutdown()
-        for process in _children() - before:
-            with suppress(psutil.Error):
-                process.kill()
+        _end_all(_children() - before)
         raise
 
 # %% ../nbs/parts/batch.ipynb #ba1-starthere
@@ -188,7 +197,7 @@ def _start_here(ray, tries: int = 4):
             if k == tries - 1:
                 raise OSError(f'Ray could not be started on this machine: {e}') from e
 
-# %% ../nbs/parts/batch.ipynb #ba1-environment
+# %% ../nbs/parts/batch.ipynb #ba1-rayenvironment
 RAY_ENVIRONMENT = dict(
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER='0',  # all ports on the loopback
     RAY_prestart_worker_first_driver='0',  # no processes that nobody asked for
@@ -197,7 +206,7 @@ RAY_ENVIRONMENT = dict(
     RAY_BACKEND_LOG_LEVEL='fatal',  # what is wrong is said by an exception
 )
 
-
+# %% ../nbs/parts/batch.ipynb #ba1-environment
 def start_ray(address: str = None) -> None:
     "Connect to the Ray cluster at `address`, or start Ray on this machine, on its loopback only."
     os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
@@ -247,16 +256,21 @@ def share(
         raise ValueError(f'--workers {n}: there are {cpus} cores only.')
     return n, cpus // n, (gpus / n if gpus else 0)
 
+# %% ../nbs/parts/batch.ipynb #ba1-quiet
+def _quiet(ray) -> None:
+    "Let Ray Data print nothing: the progress bar is ours."
+    logging.getLogger('ray.data').setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
 # %% ../nbs/parts/batch.ipynb #ba1-mapped
 def _done(todo: list, out: str, workers: int, options: dict):
     "Have Ray's actors predict these shards; yields a dict for each as it is finished."
     import ray
     import ray.data
 
-    logging.getLogger('ray.data').setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    _quiet(ray)
     found = ray.cluster_resources()
     gpus = 0 if options.get('device') == 'cpu' else int(found.get('GPU', 0))
     n, cores, gpu = share(int(found['CPU']), gpus, workers)
@@ -288,6 +302,11 @@ def _options(weights=None, **options) -> tuple:  # of `Predictor`, wherever an a
     )
     return dict(weights=str(Path(file).absolute()), **options), note
 
+# %% ../nbs/parts/batch.ipynb #ba1-whole
+def _whole(out) -> str:
+    "The full name of a place for results: an actor's working folder is another."
+    return str(out) if '://' in str(out) else str(Path(out).absolute())
+
 # %% ../nbs/parts/batch.ipynb #ba1-run
 def predict_on_ray(
     source,  # see `source_rows`
@@ -304,7 +323,7 @@ def predict_on_ray(
     "Predict a source, or go on where it was stopped; a `ValueError` for what can't work."
     check_packages()
     options, note = _options(**options)
-    out = str(out) if '://' in str(out) else str(Path(out).absolute())
+    out = _whole(out)
     plan = Plan(out)
     rows = source_rows(source, recursive)
     check_note(plan.store, note)

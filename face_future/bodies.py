@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from .guard import Problem, read_uploads
 
-# %% ../nbs/parts/bodies.ipynb #bo-decode
+# %% ../nbs/parts/bodies.ipynb #bo-picture
 def _bad_json(why: str) -> Problem:
     return Problem(400, 'bad_json', f'{why}; see /docs for the form of the JSON.')
 
@@ -33,13 +33,13 @@ def _picture(value) -> tuple:  # (name, bytes)
     except (binascii.Error, ValueError):
         raise _bad_json('A picture is not in base64') from None
 
-
+# %% ../nbs/parts/bodies.ipynb #bo-structure
 def _check_structure(body: bytes, most: int):
     "A `Problem` for JSON of many parts, which takes long to read; base64 holds none of these."
     if sum(body.count(mark) for mark in (b'"', b',', b'[', b'{')) > 1000 * (most + 1):
         raise _bad_json('The body holds much that is no picture')
 
-
+# %% ../nbs/parts/bodies.ipynb #bo-decode
 def pictures_in(body: bytes, field: str, most: int, many: bool) -> list:  # of (name, bytes)
     "The pictures in a JSON body: the one in `field`, or with `many` the list of them."
     _check_structure(body, most)

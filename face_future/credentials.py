@@ -26,7 +26,7 @@ def store_size(data: bytes) -> int:  # bytes; 0: there is none
     at = data.find(b'jumdc2pa')
     return max(1, int.from_bytes(data[at - 12 : at - 8], 'big')) if at >= 12 else 0
 
-# %% ../nbs/parts/credentials.ipynb #cr-context
+# %% ../nbs/parts/credentials.ipynb #cr-settings
 _USES = """1.3.6.1.4.1.62558.2.1
 1.3.6.1.4.1.311.76.59.1.9
 1.3.6.1.5.5.7.3.36
@@ -44,7 +44,7 @@ def _context(trust):  # the text of a PEM file, or empty
     anchors = dict(trust_anchors=trust) if trust else {}
     return c2pa.Context.from_dict(settings | dict(trust=dict(trust_config=_USES, **anchors)))
 
-
+# %% ../nbs/parts/credentials.ipynb #cr-context
 def trust_list() -> str:  # PEM; empty where none is named
     "The list of trust that `FACE_FUTURE_TRUST` names; a `ValueError` where it can't be read."
     if not (file := os.environ.get('FACE_FUTURE_TRUST')):
@@ -57,13 +57,13 @@ def trust_list() -> str:  # PEM; empty where none is named
         raise ValueError(f'FACE_FUTURE_TRUST: {file} holds no certificate (PEM)')
     return text
 
-# %% ../nbs/parts/credentials.ipynb #cr-read
+# %% ../nbs/parts/credentials.ipynb #cr-load
 def load_library():
     "Load the library before memory is limited; nothing where it isn't installed."
     if HAVE_C2PA:
         _context(trust_list())
 
-
+# %% ../nbs/parts/credentials.ipynb #cr-read
 def read_store(data: bytes) -> dict:  # as `c2pa-python` gives it
     "All manifests of a file; raises where they are broken. Asks nobody."
     import c2pa
@@ -74,7 +74,7 @@ def read_store(data: bytes) -> dict:  # as `c2pa-python` gives it
     finally:
         reader.close()
 
-# %% ../nbs/parts/credentials.ipynb #cr-types
+# %% ../nbs/parts/credentials.ipynb #cr-sources
 SOURCE_TYPES = {
     'generated': 'trainedAlgorithmicMedia algorithmicMedia',
     'edited': 'compositeWithTrainedAlgorithmicMedia compositeSynthetic composite compositeCapture '
@@ -88,12 +88,12 @@ CHANGES = (
 )
 CHANGES = {f'c2pa.{c}' for c in CHANGES.split()}
 
-
+# %% ../nbs/parts/credentials.ipynb #cr-sourcetype
 def source_type(text: str) -> str:
     "The last part of a digital source type, which may come as an address."
     return short(str(text).rstrip('/').rpartition('/')[2], 60)
 
-
+# %% ../nbs/parts/credentials.ipynb #cr-types
 def says_of(types, actions=()) -> str:  # generated, edited, camera or neutral
     "What the source types and the actions of a manifest come to: the strongest word wins."
     said = {SOURCE_TYPES.get(t, 'neutral') for t in types}
@@ -118,7 +118,7 @@ def seal_of(store: dict) -> str:  # trusted, valid (by somebody), or broken
     only_certificate = failed and failed <= _CERTIFICATE
     return 'valid' if only_certificate and 'claimSignature.validated' in passed else 'broken'
 
-# %% ../nbs/parts/credentials.ipynb #cr-manifest
+# %% ../nbs/parts/credentials.ipynb #cr-actions
 def _actions(manifest):
     "The steps that a manifest names, at most 100."
     steps = []
@@ -127,7 +127,7 @@ def _actions(manifest):
             steps += (a.get('data') or {}).get('actions') or []
     return steps[:100]
 
-
+# %% ../nbs/parts/credentials.ipynb #cr-names
 def _names(steps, manifest):
     "The tools that a manifest names, without repetition."
     agents = [s.get('softwareAgent') for s in steps]
@@ -135,7 +135,7 @@ def _names(steps, manifest):
     names = [short(str(a.get('name') if isinstance(a, dict) else a), 60) for a in agents if a]
     return list(dict.fromkeys(n for n in names if n))
 
-
+# %% ../nbs/parts/credentials.ipynb #cr-manifest
 def manifest_summary(manifest: dict) -> dict:
     "What one manifest says: word, signer, time, tools, actions, source types."
     steps = _actions(manifest)

@@ -27,7 +27,7 @@ from face_future.credentials import (
 )
 from .embedded import exif_fields, iptc_fields, notes, short, text_of, xmp_fields
 
-# %% ../nbs/parts/evidence.ipynb #ev-finding
+# %% ../nbs/parts/evidence.ipynb #ev-findingclass
 @dataclass(frozen=True)
 class Finding:
     "One statement that a file makes about itself."
@@ -40,7 +40,7 @@ class Finding:
     signed: str  # no, unchecked, broken, valid (by somebody), trusted (by somebody on the list)
     text: str  # for people
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-finding
 CAVEAT = (
     'What is not signed can be forged or stripped by anybody; that nothing is found says nothing.'
 )
@@ -50,7 +50,7 @@ def _plain(says, code, where, who, value, text):
     "A finding that nobody signed."
     return Finding(says, code, where, short(who, 100), short(value), 'no', short(text))
 
-# %% ../nbs/parts/evidence.ipynb #ev-generators
+# %% ../nbs/parts/evidence.ipynb #ev-parameterforms
 PARAMETERS = [  # (key of a PNG text, or empty for any text; pattern; tool)
     ('invokeai_metadata|invokeai_graph|invokeai_workflow|sd-metadata|Dream', r'.', 'InvokeAI'),
     ('fooocus_scheme', r'.', 'Fooocus'),
@@ -64,6 +64,9 @@ PARAMETERS = [  # (key of a PNG text, or empty for any text; pattern; tool)
     ('Comment', r'"(uc|request_type|signed_hash)"\s*:', 'NovelAI'),
     ('', r'^Made with Google AI', 'Google AI'),
 ]
+_SAMPLING = re.compile(r'"(prompt|negative_prompt|steps|sampler\w*|seed|cfg\w*|scale|model)"\s*:')
+
+# %% ../nbs/parts/evidence.ipynb #ev-generators
 GENERATORS = (
     r'NovelAI|Stable ?Diffusion|Midjourney|DALL[·.\- ]?E|Adobe Firefly|gpt-image|GPT-4o|ComfyUI|'
     r'InvokeAI|Fooocus|AUTOMATIC1111|Draw Things|Leonardo\.?Ai|Ideogram|Imagen \d|'
@@ -74,9 +77,8 @@ EDITORS = (
     r'PicsArt|Luminar|Pixelmator|Remini|Topaz|Paint\.NET|Krita|Canva|PhotoDirector|YouCam|Fotor|'
     r'Lensa|AirBrush|Magic Eraser|Pixlr'
 )
-_SAMPLING = re.compile(r'"(prompt|negative_prompt|steps|sampler\w*|seed|cfg\w*|scale|model)"\s*:')
 
-# %% ../nbs/parts/evidence.ipynb #ev-parameters
+# %% ../nbs/parts/evidence.ipynb #ev-tool
 def _tool(key, text):
     "The generator whose parameters a text is, or empty."
     text = text[:100_000]
@@ -86,7 +88,7 @@ def _tool(key, text):
     named = {re.sub(r'\W.*', '', m[1]) for m in _SAMPLING.finditer(text[:20_000])}
     return 'a diffusion model' if text[:1] == '{' and len(named) >= 4 else ''
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-textfinding
 def _text_finding(where, key, text):
     "What a free text says: a generator's parameters, or a tool's name; None if neither."
     if tool := _tool(key, text):
@@ -97,7 +99,7 @@ def _text_finding(where, key, text):
         return _plain('edited', 'parameters', where, 'Google AI', text, said)
     return None
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-parameters
 def _software_finding(where, name):
     "What a tool's name says."
     if re.search(rf'(?i)(?<!\w)({GENERATORS})(?!\w)', name[:300]):
@@ -108,7 +110,7 @@ def _software_finding(where, name):
     says, verb = ('edited', 'Saved by the editor') if edited else ('neutral', 'Saved by')
     return _plain(says, 'software', where, name, name, f'{verb} {name}, it says.')
 
-# %% ../nbs/parts/evidence.ipynb #ev-exif
+# %% ../nbs/parts/evidence.ipynb #ev-camera
 def _camera_finding(fields):
     "The camera that EXIF names."
     make, model = (short(fields.get(k, ''), 60) for k in ('Make', 'Model'))
@@ -117,7 +119,7 @@ def _camera_finding(fields):
     said = f'Taken with a {name}' + (f' on {when}' if when else '') + ', it says.'
     return _plain('camera', 'camera', 'exif', name, when, said)
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-exif
 def _exif_findings(fields):
     "What the fields of an EXIF block say."
     texts = {k: v for k, v in fields.items() if isinstance(v, str) and v}
@@ -128,7 +130,7 @@ def _exif_findings(fields):
     names = {texts[k] for k in ('Software', 'ProcessingSoftware') if k in texts}
     return marks + [_software_finding('exif', n) for n in sorted(names)]
 
-# %% ../nbs/parts/evidence.ipynb #ev-xmp
+# %% ../nbs/parts/evidence.ipynb #ev-source
 def _source_finding(where, kind):
     "What IPTC's digital source type says."
     says = SOURCE_TYPES.get(kind, 'neutral')
@@ -138,7 +140,7 @@ def _source_finding(where, kind):
     text = f'Its digital source type is {kind}: {said}, it says.'
     return _plain(says, 'source_type', where, '', kind, text)
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-xmp
 def _field_findings(where, pairs):
     "What the (name, text) pairs of XMP or IPTC say."
     for name, text in pairs:
@@ -155,14 +157,14 @@ def _field_findings(where, pairs):
         elif finding := _text_finding(where, name, text):
             yield finding
 
-# %% ../nbs/parts/evidence.ipynb #ev-likeness
+# %% ../nbs/parts/evidence.ipynb #ev-squares
 def _squares(im):
     "A picture as a grey square of 24 × 24, without its black borders."
     grey = im.convert('L').resize((96, 96))
     box = Image.fromarray((np.asarray(grey) > 16).astype(np.uint8)).getbbox()
     return np.asarray(grey.crop(box).resize((24, 24)), np.float32)
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-likeness
 def _likeness(small, large) -> float:  # correlation, -1 to 1; 1 where a picture is all one grey
     "How alike two PIL pictures are."
     a, b = (_squares(im) for im in (small, large))
@@ -194,7 +196,7 @@ def _thumbnail_finding(thumbnail, data, rgb):
     text = f'Its thumbnail shows another picture (correlation {alike:.2f}).'
     return _plain('edited', 'thumbnail', 'exif', '', f'{alike:.2f}', text)
 
-# %% ../nbs/parts/evidence.ipynb #ev-c2pa
+# %% ../nbs/parts/evidence.ipynb #ev-seals
 _VERBS = dict(generated='generated', edited='edited', camera='taken by a camera', neutral='handled')
 _SEALS = dict(
     trusted='The signature fits the file, and the certificate is on the list of trust.',
@@ -204,7 +206,7 @@ _SEALS = dict(
     unchecked='The signature is not checked here: pip install "face_future[c2pa]".',
 )
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-c2pa
 def _manifest_finding(manifest, step):
     "A finding from what `history` gives; `step` counts back from 0, the newest."
     tools = ', '.join(manifest['tools'][:3])
@@ -221,7 +223,7 @@ def _manifest_finding(manifest, step):
         manifest['says'], code, 'c2pa', short(who), short(value), manifest['signed'], text
     )
 
-# %% ../nbs/parts/evidence.ipynb #ev-unchecked
+# %% ../nbs/parts/evidence.ipynb #ev-uncheckedone
 def _unchecked_finding(store: bytes):
     "A finding from a manifest that nothing here can check."
     named = re.findall(rb'digitalsourcetype/(\w{1,60})', store)
@@ -231,14 +233,14 @@ def _unchecked_finding(store: bytes):
     text += _SEALS['unchecked']
     return Finding(says, 'manifest', 'c2pa', '', ', '.join(kinds), 'unchecked', text)
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-unreadable
 def _unreadable(where, why):
     "A note that could not be read."
     return _plain(
         'neutral', 'unreadable', where, '', why, f'What is in {where} could not be read: {why}.'
     )
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-unchecked
 def _manifest_findings(data):
     "What the manifests of a file say."
     if not (size := store_size(data)):
@@ -250,7 +252,7 @@ def _manifest_findings(data):
     at = data.find(b'jumdc2pa')
     return [_unchecked_finding(data[at : at + size])]
 
-# %% ../nbs/parts/evidence.ipynb #ev-blocks
+# %% ../nbs/parts/evidence.ipynb #ev-note
 def _note_findings(note, data, rgb):
     "What one note says."
     if note.where == 'exif':
@@ -272,7 +274,7 @@ def _note_findings(note, data, rgb):
             said = f'A text{f" ({short(note.key, 40)})" if note.key else ""}: {text}'
             yield _plain('neutral', 'text', note.where, note.key, text, said)
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-blocks
 def _tolerant(where, findings):
     "The findings up to where something breaks; then one that says so."
     try:
@@ -280,7 +282,7 @@ def _tolerant(where, findings):
     except Exception as e:  # MemoryError too: a hostile file says nothing, and stops nobody
         yield _unreadable(where, f'broken ({type(e).__name__})')
 
-# %% ../nbs/parts/evidence.ipynb #ev-evidence
+# %% ../nbs/parts/evidence.ipynb #ev-weight
 MOST = 40  # findings of a file
 _SEAL_ORDER = ('trusted', 'valid', 'unchecked', 'no', 'broken')
 _WORD_ORDER = ('generated', 'edited', 'camera', 'neutral')
@@ -293,7 +295,7 @@ def _manifests(data):
 def _weight(f):
     return _SEAL_ORDER.index(f.signed), _WORD_ORDER.index(f.says)
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-evidence
 def evidence(
     data: bytes,  # a file's content
     rgb=None,  # its pixels where they are known (H × W × 3, uint8), for the thumbnail
@@ -305,12 +307,12 @@ def evidence(
     once = {(f.code, f.who, f.value, f.signed): f for f in reversed(found)}
     return sorted(reversed(once.values()), key=_weight)[:MOST]
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-asdicts
 def as_dicts(findings: list) -> list:
     "Findings for JSON."
     return [asdict(f) for f in findings]
 
-# %% ../nbs/parts/evidence.ipynb #ev-headline
+# %% ../nbs/parts/evidence.ipynb #ev-headlinefn
 def headline(findings: list) -> str:  # empty where no signature that fits says generated
     "What has to be said before any verdict."
     for f in findings:
@@ -319,7 +321,7 @@ def headline(findings: list) -> str:  # empty where no signature that fits says 
             return f'Signed as AI-generated by {f.who}{unproven}'
     return ''
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-headline
 def brief(findings: list) -> str:  # for a table's cell
     "The findings that say something, in a few words: `generated: Midjourney (not signed)`."
     told = [f for f in findings if f.says != 'neutral']

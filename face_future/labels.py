@@ -16,12 +16,17 @@ import numpy as np
 import pandas as pd
 
 from .duplicates import duplicates, scan
-from .files import atomic_write, sha256
-from .label_table import CLASSES, LabelError, Labels, draw_evenly, list_images
+from .files import sha256
+from .label_table import CLASSES, LabelError, Labels, check_both_sides, common_root
+
+# %% ../nbs/00_labels.ipynb #lab-offered
+# what other modules look for here
+from .files import atomic_write
+from .label_table import draw_evenly, list_images
 from .manifests import left_out, merge_labels, read_csv, read_manifest, with_families
 from .toy import make_toy
 
-_all_ = [  # what other modules look for here
+_all_ = [
     atomic_write,
     CLASSES,
     Labels,
@@ -36,6 +41,14 @@ _all_ = [  # what other modules look for here
     with_families,
 ]
 
+# %% ../nbs/00_labels.ipynb #lab-folder-rows
+def _folder_rows(folder, root: Path, word: str) -> list[dict]:
+    "A row for each picture of `folder`, with a path from `root`; a `LabelError` if there is none."
+    files = list_images(os.path.abspath(folder))
+    if not files:
+        raise LabelError(f'no images in {folder}')
+    return [dict(path=f.relative_to(root).as_posix(), label=word) for f in files]
+
 # %% ../nbs/00_labels.ipynb #lab-folders
 def read_folders(
     real_dir: str | Path | None,  # None: the data set has no such class
@@ -45,20 +58,8 @@ def read_folders(
 ) -> Labels:
     "Labels by folder; the root is the deepest one that holds both. A `LabelError` if one is empty."
     given = {c: d for c, d in zip(CLASSES, (real_dir, fake_dir)) if d is not None}
-    if not given:
-        raise LabelError('no folder: give real_dir, fake_dir or both')
-    folders = [os.path.realpath(d) for d in given.values()]
-    root = Path(os.path.commonpath([os.path.abspath(d) for d in given.values()]))
-    if len(folders) == 2 and os.path.commonpath(folders) in folders:
-        both = ' and '.join(map(str, given.values()))
-        raise LabelError(
-            f'{both}: one folder holds the other; give two (--real, --fake) side by side'
-        )
-    rows = []
-    for word, folder in given.items():
-        if not (files := list_images(os.path.abspath(folder))):
-            raise LabelError(f'no images in {folder}')
-        rows += [dict(path=f.relative_to(root).as_posix(), label=word) for f in files]
+    root = common_root(list(given.values()))
+    rows = [row for word, folder in given.items() for row in _folder_rows(folder, root, word)]
     return Labels(rows, root, 'folder', fake_means)
 
 # %% ../nbs/00_labels.ipynb #lab-groups
@@ -92,21 +93,7 @@ def assign_split(rows: pd.DataFrame, groups, valid_pct: float) -> pd.Series:
             have = more
     return split
 
-# %% ../nbs/00_labels.ipynb #lab-split
-def _check_both_sides(rows: pd.DataFrame, assigned: pd.Series, cluster: np.ndarray) -> None:
-    "A `LabelError` if a class is missing, or was assigned and is not on both sides."
-    for word in CLASSES:
-        mine = rows.label == word
-        as_given = mine.any() and not assigned[mine].any()
-        if rows.split[mine].nunique() == 2 or as_given:
-            continue
-        raise LabelError(
-            f'class {word!r} is too small to be in both parts: {mine.sum()} images, '
-            f'{len(set(cluster[mine]))} groups; for a set that is only measured on, '
-            'hold all of it out (--valid-pct 1)'
-        )
-
-# %% ../nbs/00_labels.ipynb #lab-split-labels
+# %% ../nbs/00_labels.ipynb #lab-assigned
 def _assigned(labels: Labels, split: pd.Series, valid_pct: float, seed: int) -> pd.Series:
     "The column `split` with its gaps filled, clusters kept whole, in an order drawn by hash."
     rows = labels.rows.assign(split=split)
@@ -114,10 +101,10 @@ def _assigned(labels: Labels, split: pd.Series, valid_pct: float, seed: int) -> 
     groups = rows.groupby(cluster).groups.values()
     drawn = sorted(groups, key=lambda idx: sha256(f'{seed}:{min(rows.path[idx])}'))
     rows['split'] = assign_split(rows, drawn, valid_pct)
-    _check_both_sides(rows, split == '', cluster)
+    check_both_sides(rows, split == '', cluster)
     return rows.split
 
-
+# %% ../nbs/00_labels.ipynb #lab-split-labels
 def split_labels(
     labels: Labels,
     valid_pct: float = 0.2,  # share held out; 0: a set to learn from, 1: a set only for testing

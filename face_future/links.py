@@ -16,7 +16,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from .guard import Problem, busy
 
-# %% ../nbs/parts/links.ipynb #li-public
+# %% ../nbs/parts/links.ipynb #li-elsewhere
 _ELSEWHERE = [
     ip_network(n)
     for n in (
@@ -29,7 +29,7 @@ _ELSEWHERE = [
     )
 ]
 
-
+# %% ../nbs/parts/links.ipynb #li-public
 def is_public(address: str) -> bool:  # as in 192.0.2.1, or 2001:db8::1
     "Is it an address of the public internet?"
     try:
@@ -41,14 +41,23 @@ def is_public(address: str) -> bool:  # as in 192.0.2.1, or 2001:db8::1
     inside = any(ip.version == net.version and ip in net for net in _ELSEWHERE)
     return ip.is_global and not ip.is_multicast and not inside
 
-# %% ../nbs/parts/links.ipynb #li-url
+# %% ../nbs/parts/links.ipynb #li-badlink
 PORTS = {'http': (None, 80), 'https': (None, 443)}
 
 
 def _bad_link(why: str) -> Problem:
+    "The refusal of an address that is none, or none that is asked."
     return Problem(422, 'bad_link', f'{why}; an address looks like https://news.example/face.jpg')
 
+# %% ../nbs/parts/links.ipynb #li-parts
+def _host_and_port(parts) -> tuple:  # the host in ASCII, and the number or None
+    "Where the address that `urlsplit` took apart leads; a `Problem` where it is malformed."
+    try:
+        return (parts.hostname or '').encode('idna').decode(), parts.port
+    except ValueError:  # UnicodeError is one too
+        raise _bad_link('That address is malformed') from None
 
+# %% ../nbs/parts/links.ipynb #li-url
 def checked_url(url: str) -> str:  # in ASCII
     "An address that may be asked; a `Problem` if it is none."
     url = url.strip()
@@ -56,10 +65,9 @@ def checked_url(url: str) -> str:  # in ASCII
         raise _bad_link('That is no address, or a very long one')
     try:
         parts = urlsplit(url)
-        host = (parts.hostname or '').encode('idna').decode()
-        port = parts.port
-    except ValueError:  # UnicodeError is one too
+    except ValueError:
         raise _bad_link('That address is malformed') from None
+    host, port = _host_and_port(parts)
     if parts.scheme not in PORTS or not host or port not in PORTS[parts.scheme]:
         raise _bad_link('Only http and https are asked, at their usual ports')
     if '@' in parts.netloc:
@@ -68,11 +76,12 @@ def checked_url(url: str) -> str:  # in ASCII
     query = '?' + quote(parts.query, safe="%/?:@!$&'()*+,;=-._~") if parts.query else ''
     return f'{parts.scheme}://{host}{quote(parts.path or "/", safe="%/:@!$&()*+,;=-._~")}{query}'
 
-# %% ../nbs/parts/links.ipynb #li-resolve
-def _unreachable():
+# %% ../nbs/parts/links.ipynb #li-unreachable
+def _unreachable() -> Problem:
+    "The refusal of an address at which nobody answers."
     return Problem(422, 'link_unreachable', 'That address can’t be reached; is it written right?')
 
-
+# %% ../nbs/parts/links.ipynb #li-resolvename
 async def resolve(host: str, port: int) -> list:  # of addresses
     "What a name stands for, as the machine's own resolver says; a `Problem` if nothing."
     loop = asyncio.get_running_loop()
@@ -82,7 +91,7 @@ async def resolve(host: str, port: int) -> list:  # of addresses
         raise _unreachable() from None
     return list(dict.fromkeys(address[0] for *_, address in found))
 
-
+# %% ../nbs/parts/links.ipynb #li-resolve
 def all_public(addresses: list) -> list:
     "The addresses, if there are some and all are public; else a `Problem`."
     if not addresses:
@@ -92,7 +101,7 @@ def all_public(addresses: list) -> list:
         raise Problem(422, 'link_private', message)
     return addresses
 
-# %% ../nbs/parts/links.ipynb #li-pinned
+# %% ../nbs/parts/links.ipynb #li-backend
 def make_backend(resolve, dial=None):  # see `Links`
     "What opens the client's connections: `resolve` a name, check all addresses, `dial` one."
     import httpcore2
@@ -110,25 +119,26 @@ def make_backend(resolve, dial=None):  # see `Links`
 
     return Pinned()
 
-
+# %% ../nbs/parts/links.ipynb #li-pinned
 def check_client():
     "A `ValueError` if what fetches is not installed."
     if not find_spec('httpcore2'):
         message = 'FACE_FUTURE_FETCH_URLS needs httpcore2: pip install "face_future[links]"'
         raise ValueError(message)
 
-# %% ../nbs/parts/links.ipynb #li-body
+# %% ../nbs/parts/links.ipynb #li-toomany
 REDIRECTS = 4
 _MOVED = (301, 302, 303, 307, 308)
 
 
-def _too_many_bytes(limit):
+def _too_many_bytes(limit: int) -> Problem:
+    "The refusal of what is larger than `limit` bytes."
     message = f'What is at that address is over the limit of {limit / 1e6:g} MB.'
     return Problem(413, 'link_too_large', message)
 
-
-async def picture_of(response, limit: int) -> bytes:  # limit: bytes
-    "The body of a response of httpcore2; a `Problem` where it is no picture, or too large."
+# %% ../nbs/parts/links.ipynb #li-heads
+def _check_heads(response, limit: int) -> None:
+    "A `Problem` where the headers of a response say that it is no picture, or too large."
     headers = {k.lower(): v for k, v in response.headers}
     if response.status != 200:
         message = f'That address answered {response.status}; its picture may not be for everybody.'
@@ -139,6 +149,11 @@ async def picture_of(response, limit: int) -> bytes:  # limit: bytes
     length = headers.get(b'content-length', b'0')
     if length.isdigit() and int(length[:15]) > limit:
         raise _too_many_bytes(limit)
+
+# %% ../nbs/parts/links.ipynb #li-body
+async def picture_of(response, limit: int) -> bytes:  # limit: bytes
+    "The body of a response of httpcore2; a `Problem` where it is no picture, or too large."
+    _check_heads(response, limit)
     data = bytearray()
     async for chunk in response.aiter_stream():
         data += chunk

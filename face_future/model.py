@@ -28,7 +28,7 @@ from .tensors import fit_state, grow, read_state
 
 _all_ = [fit_state, grow, read_state]  # parts/tensors', offered here too
 
-# %% ../nbs/02_model.ipynb #m02-fromtimm
+# %% ../nbs/02_model.ipynb #m02-checkarch
 def _check_arch(arch: str):
     "A `WeightsError` for a name that timm itself doesn't have; of other places none is fetched."
     if not timm.is_model(arch.partition('.')[0]):
@@ -37,7 +37,7 @@ def _check_arch(arch: str):
             'timm.list_models() gives those it has.'
         )
 
-
+# %% ../nbs/02_model.ipynb #m02-fromtimm
 def _from_timm(arch: str, weights, classes: int, kwargs: dict) -> nn.Module:
     "A timm network; a `WeightsError` if the hub can't be reached."
     _check_arch(arch)

@@ -9,14 +9,26 @@ __all__ = ['MAIL', 'CLAIMS', 'SOURCE', 'CREATED', 'certificate', 'noise', 'ToySi
 import datetime
 import io
 import json
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
-# %% ../nbs/parts/toy_signer.ipynb #ts-certificate
+# %% ../nbs/parts/toy_signer.ipynb #ts-extensions
 MAIL, CLAIMS = '1.3.6.1.5.5.7.3.4', '1.3.6.1.4.1.62558.2.1'  # uses: C2PA's first one, its own
 
 
+def _extensions(root: bool, issuer_key, use: str):
+    "What a certificate says of itself, and whether a reader has to know it: pairs."
+    from cryptography import x509
+
+    yield x509.BasicConstraints(root, None), True
+    yield x509.KeyUsage(not root, *[False] * 4, root, root, False, False), True
+    yield x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), False
+    if not root:
+        yield x509.ExtendedKeyUsage([x509.ObjectIdentifier(use)]), False
+
+# %% ../nbs/parts/toy_signer.ipynb #ts-certificate
 def certificate(name, key, issuer=None, issuer_key=None, use=MAIL):
     "A toy certificate for a month: a root, or a signer with an issuer."
     from cryptography import x509
@@ -34,20 +46,12 @@ def certificate(name, key, issuer=None, issuer_key=None, use=MAIL):
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - month)
         .not_valid_after(now + month)
-        .add_extension(x509.BasicConstraints(root, None), True)
-        .add_extension(x509.KeyUsage(not root, *[False] * 4, root, root, False, False), True)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(own.public_key()), False)
     )
-    if not root:
-        uses = x509.ExtendedKeyUsage([x509.ObjectIdentifier(use)])
-        builder = builder.add_extension(uses, False)
+    for extension, critical in _extensions(root, own, use):
+        builder = builder.add_extension(extension, critical)
     return builder.sign(own, hashes.SHA256())
 
-# %% ../nbs/parts/toy_signer.ipynb #ts-signer
-SOURCE = 'http://cv.iptc.org/newscodes/digitalsourcetype/'
-CREATED = dict(action='c2pa.created', digitalSourceType=SOURCE + 'trainedAlgorithmicMedia')
-
-
+# %% ../nbs/parts/toy_signer.ipynb #ts-noise
 def noise(fmt='JPEG', **kw) -> bytes:
     "A file of 128 × 96 pixels of noise."
     b = io.BytesIO()
@@ -55,13 +59,27 @@ def noise(fmt='JPEG', **kw) -> bytes:
     Image.fromarray(pixels).save(b, fmt, **kw)
     return b.getvalue()
 
+# %% ../nbs/parts/toy_signer.ipynb #ts-manifest
+SOURCE = 'http://cv.iptc.org/newscodes/digitalsourcetype/'
+CREATED = dict(action='c2pa.created', digitalSourceType=SOURCE + 'trainedAlgorithmicMedia')
+
 
 def _manifest(actions, tool):
+    "What is to be signed: these actions, done with a tool of that name."
     actions = [dict(softwareAgent=dict(name=tool), **a) for a in actions]
     steps = dict(label='c2pa.actions.v2', data=dict(actions=actions))
     return dict(claim_generator_info=[dict(name=tool)], assertions=[steps])
 
+# %% ../nbs/parts/toy_signer.ipynb #ts-es256
+def _es256(key, data: bytes) -> bytes:
+    "A signature as C2PA wants it: the two numbers of ECDSA, 32 bytes each."
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
 
+    pair = utils.decode_dss_signature(key.sign(data, ec.ECDSA(hashes.SHA256())))
+    return b''.join(number.to_bytes(32, 'big') for number in pair)
+
+# %% ../nbs/parts/toy_signer.ipynb #ts-signer
 class ToySigner:
     "A signer named Toy Pictures, with a root of its own (`root`, PEM)."
 
@@ -75,14 +93,6 @@ class ToySigner:
         self.root = root.public_bytes(Encoding.PEM)
         self.chain = (signer.public_bytes(Encoding.PEM) + self.root).decode()
 
-    def _signature(self, data):
-        "ES256, as C2PA wants it."
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import ec, utils
-
-        pair = utils.decode_dss_signature(self.key.sign(data, ec.ECDSA(hashes.SHA256())))
-        return b''.join(number.to_bytes(32, 'big') for number in pair)
-
     def sign(self, *actions, data=None, kind='image/jpeg', tool='toy generator', parent=None):
         "A file with a manifest that names these actions; `parent` is what it was before."
         import c2pa
@@ -93,6 +103,6 @@ class ToySigner:
             link = dict(title='before', relationship='parentOf', instance_id='xmp:iid:1')
             made.add_ingredient(json.dumps(link), kind, io.BytesIO(parent))
         out, es256 = io.BytesIO(), c2pa.C2paSigningAlg.ES256
-        with c2pa.Signer.from_callback(self._signature, es256, self.chain, None) as by:
+        with c2pa.Signer.from_callback(partial(_es256, self.key), es256, self.chain, None) as by:
             made.sign(by, kind, io.BytesIO(data or noise()), out)
         return out.getvalue()
