@@ -91,7 +91,9 @@ def usable_device(name: str = None):
     if name is None:
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try:
-        return torch.zeros(1, device=name).device
+        trial = torch.zeros(1, device=name)
+        trial.cpu()  # 'meta' makes tensors too, but computes nothing
+        return trial.device
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise BackendMissing(
             f'--device {name}: PyTorch finds no such device here; '
