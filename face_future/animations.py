@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'COMPOSED', 'STRIP', 'Frame', 'gif_images', 'gif_cut', 'png_cut', 'webp_cut', 'cut', 'layers',
-           'pixels_needed', 'compose', 'is_far']
+           'pixels_needed', 'compose']
 
 # %% ../nbs/parts/animations.ipynb #an-imports
 import io
@@ -247,11 +247,3 @@ def compose(size: tuple, chosen: list):  # PIL, RGBA
         else:
             _lay(canvas, frame)
     return canvas
-
-# %% ../nbs/parts/animations.ipynb #an-far
-def is_far(data: bytes, frame: int, size: tuple) -> bool:  # number, from 1; (width, height)
-    "Must more than `COMPOSED` pixels be decoded for a frame of an animation, by its headers?"
-    size_cut, frames = cut(data, frame)
-    if frames:
-        return pixels_needed(layers(size_cut, frames)) > COMPOSED
-    return data[8:12] == b'avis' and size[0] * size[1] * frame > COMPOSED

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'BACKENDS', 'find_graph', 'BackendMissing', 'cpu_threads', 'in_chunks', 'usable_device', 'Torch', 'Onnx',
-           'OpenVino', 'cpu_name', 'keep_order', 'known_order', 'check_backend', 'make_backend']
+           'OpenVino', 'cpu_name', 'keep_order', 'known_order', 'check_backend', 'candidates', 'make_backend']
 
 # %% ../nbs/parts/backends.ipynb #b04b-imports
 import hashlib
@@ -91,7 +91,9 @@ def usable_device(name: str = None):
     if name is None:
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try:
-        return torch.zeros(1, device=name).device
+        trial = torch.zeros(1, device=name)
+        trial.cpu()  # 'meta' makes tensors too, but computes nothing
+        return trial.device
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise BackendMissing(
             f'--device {name}: PyTorch finds no such device here; '
@@ -279,7 +281,7 @@ def _open_graph(name, graph, streams):
         ) from e
 
 # %% ../nbs/parts/backends.ipynb #b04b-open
-def _candidates(name, graph) -> list:
+def _fastest_first(name, graph) -> list:
     "Names of backends to try, fastest first; one of lower precision only if it has passed."
     if name or not graph:
         return [name or 'torch']
@@ -288,19 +290,36 @@ def _candidates(name, graph) -> list:
     return [name for name in known_order() if half or not name.endswith('bf16')]
 
 # %% ../nbs/parts/backends.ipynb #b04b-make
-def check_backend(name: str | None):
-    "A `BackendMissing` for a name that is none."
+def check_backend(name: str | None, device: str | None = None):
+    "A `BackendMissing` for a name that is none, or for a device that it can't use here."
     if name not in (None, *BACKENDS):
         raise BackendMissing(f'backend {name!r}: choose one of {", ".join(BACKENDS)}.')
-
-
-def _check_device(name: str | None, device: str | None):
-    "A `BackendMissing` for a backend that does not run on this device."
-    if name not in (None, 'torch') and device not in (None, 'cpu'):
+    if device in (None, 'cpu'):
+        return
+    if name not in (None, 'torch'):
         advice = 'choose --backend torch, or leave --device out.'
         raise BackendMissing(f'--device {device}: {name} runs on the CPU only; {advice}')
+    _need('torch', 'train')
+    usable_device(device)
 
 
+def candidates(
+    file: str | Path,  # a weights file, or a graph
+    sha256: str,  # of it
+    name: str = None,  # one of `BACKENDS`; None: whichever is the fastest
+    device: str = None,  # `cpu`, `cuda`; None takes a GPU if there is one
+) -> tuple:  # names of backends, fastest first; the graph, or None
+    "What may run `file` here; a `BackendMissing` if name, device or graph are not there."
+    check_backend(name, device)
+    if name is None and (device not in (None, 'cpu') or (device is None and _has_gpu())):
+        name = 'torch'
+    graph = None if name == 'torch' else find_graph(file, sha256)
+    if not graph and name not in (None, 'torch'):
+        file = Path(file).name
+        raise BackendMissing(f'{file} has no graph beside it yet: face_future export {file}')
+    return _fastest_first(name, graph), graph
+
+# %% ../nbs/parts/backends.ipynb #b04b-makeone
 def make_backend(
     file: str | Path,  # a weights file, or a graph
     settings: dict,  # complete, of that file
@@ -310,15 +329,8 @@ def make_backend(
     streams: int = 1,  # calls that may run at once
 ):  # called with a batch, it gives logit, features, map; has `.name`, `.device`, `.streams`
     "A backend for `file`; a `BackendMissing` says what to install."
-    check_backend(name)
-    _check_device(name, device)
-    if name is None and (device not in (None, 'cpu') or (device is None and _has_gpu())):
-        name = 'torch'
-    graph = None if name == 'torch' else find_graph(file, settings['sha256'])
-    if not graph and name not in (None, 'torch'):
-        file = Path(file).name
-        raise BackendMissing(f'{file} has no graph beside it yet: face_future export {file}')
-    for candidate in _candidates(name, graph):
+    names, graph = candidates(file, settings['sha256'], name, device)
+    for candidate in names:
         try:
             if candidate == 'torch':
                 return _named('torch', Torch(file, given, device))

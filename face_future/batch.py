@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
-from .backends import cpu_threads
+from .backends import candidates, cpu_threads
 from .data import LARGEST_FILE, read_rgb
 from .evidence import brief, evidence
 from .files import printable
@@ -323,6 +323,9 @@ def predict_on_ray(
     "Predict a source, or go on where it was stopped; a `ValueError` for what can't work."
     check_packages()
     options, note = _options(**options)
+    if not address:  # the machines of a cluster have devices of their own
+        given = options.get('backend'), options.get('device')
+        candidates(options['weights'], note['weights'], *given)
     out = _whole(out)
     plan = Plan(out)
     rows = source_rows(source, recursive)

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from .guard import Problem
+from .guard import Problem, too_late
 from .headers import log
 from .schemas import Error
 
@@ -84,11 +84,6 @@ def add_errors(app):
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _internal)
 
-# %% ../nbs/parts/errors.ipynb #r06-late
-def _too_late(seconds):
-    message = f'No verdict within {seconds:g} s; try again later, or with a smaller picture.'
-    return Problem(503, 'timeout', message, Retry_After=5)
-
 # %% ../nbs/parts/errors.ipynb #a06-finishdef
 async def finish(
     request,  # Starlette's
@@ -106,7 +101,7 @@ async def finish(
             return work.result()
         if gone in done:
             raise ClientDisconnect()
-        raise _too_late(seconds)
+        raise too_late(seconds)
     finally:
         work.cancel()
         gone.cancel()

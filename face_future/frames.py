@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .animations import COMPOSED, compose, cut, gif_images, is_far, layers
+from .animations import COMPOSED, compose, cut, gif_images, layers, pixels_needed
 from .data import FORMATS, ImageError, read_rgb
 from .reading import split_notes, to_rgb, turn, upright_by_xmp
 
@@ -56,14 +56,17 @@ def _small_enough(width, height, max_pixels):
         raise ImageError('too_large', f'this upload: {limit}; make it smaller.')
 
 
-def _far(frame):
-    limit = f'takes more than {COMPOSED:,} pixels of frames before it'
-    message = f'this upload: frame {frame} {limit}; ask for an earlier one.'
-    return ImageError('frame_too_far', message)
+def _near_enough(frame, pixels):
+    if pixels > COMPOSED:
+        limit = f'takes more than {COMPOSED:,} pixels of frames before it'
+        message = f'this upload: frame {frame} {limit}; ask for an earlier one.'
+        raise ImageError('frame_too_far', message)
 
 # %% ../nbs/parts/frames.ipynb #fr-later
 def _seek(im, frame):
     "Have an opened image show a frame; an `ImageError` if it has none of that number."
+    if im.format == 'AVIF':  # a film: all frames before it are decoded, too
+        _near_enough(frame, im.width * im.height * frame)
     try:
         im.seek(frame - 1)
     except EOFError:
@@ -79,7 +82,9 @@ def _composed(data, frame, max_pixels):
     if len(frames) < frame:
         raise _no_frame(frame, len(frames))
     _small_enough(*size, max_pixels)
-    return compose(size, layers(size, frames))
+    chosen = layers(size, frames)
+    _near_enough(frame, pixels_needed(chosen))
+    return compose(size, chosen)
 
 # %% ../nbs/parts/frames.ipynb #fr-readone
 def _read_later_frame(data, frame, max_pixels, formats):
@@ -88,8 +93,6 @@ def _read_later_frame(data, frame, max_pixels, formats):
     pixels, notes = split_notes(data, moving=True)
     with Image.open(io.BytesIO(pixels), formats=formats) as im:
         _small_enough(*im.size, max_pixels)
-        if is_far(pixels, frame, im.size):
-            raise _far(frame)
         shown = _composed(pixels, frame, max_pixels) or _seek(im, frame)
         _small_enough(*shown.size, max_pixels)
         transpose = turn(im, notes)

@@ -12,6 +12,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import NoneType
 
 import numpy as np
 import pandas as pd
@@ -277,7 +278,8 @@ def _read_facts(side: Path) -> dict:
         facts = read_json(side)
     except ValueError:
         return {}
-    whole = isinstance(facts, dict) and isinstance(facts.get('root'), str)
+    kinds = dict(root=str, seed=(int, NoneType), valid_pct=(int, float, NoneType))
+    whole = isinstance(facts, dict) and all(isinstance(facts.get(k), t) for k, t in kinds.items())
     return facts if whole else {}
 
 

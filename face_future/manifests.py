@@ -73,7 +73,13 @@ def read_csv(file: str | Path) -> pd.DataFrame:
 KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest
 
 
-def _read_known(csv: Path) -> pd.DataFrame:
+def _with_slashes(path: str, root: Path) -> str:
+    "A path written as in Windows with our slashes; one whose file is there as written stays."
+    there = os.sep == '/' and os.path.lexists(os.path.join(root, path))
+    return path if there else path.replace('\\', '/')
+
+
+def _read_known(csv: Path, root: Path) -> pd.DataFrame:
     "The columns of a manifest that we know, with a table's names, slashes and lower-case words."
     if not csv.exists():
         raise LabelError(f'no such manifest: {csv}')
@@ -81,7 +87,7 @@ def _read_known(csv: Path) -> pd.DataFrame:
     if missing := {'path', 'label'} - set(df):
         raise LabelError(f'{csv.name} has no column {sorted(missing)}; it has {list(df)}')
     df = df.filter(items=KNOWN)
-    df['path'] = df.path.str.replace('\\', '/', regex=False)
+    df['path'] = [_with_slashes(p, root) if '\\' in p else p for p in df.path]
     for c in df.columns.intersection(['label', 'split']):
         df[c] = df[c].str.lower()
     return df
@@ -95,8 +101,9 @@ def read_manifest(
 ) -> Labels:
     "Labels from a CSV; a `LabelError` for missing columns, unknown words, or a root without files."
     csv = Path(csv)
-    df = _read_known(csv)
-    labels = Labels(df, csv.parent if root is None else root, 'manifest', fake_means)
+    root = csv.parent if root is None else Path(root)
+    df = _read_known(csv, root)
+    labels = Labels(df, root, 'manifest', fake_means)
     if any(f.exists() for f in labels.files):
         return labels
     raise LabelError(

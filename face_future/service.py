@@ -30,7 +30,7 @@ from prometheus_client import (
 from .backends import cpu_threads
 from .batching import Batcher, gather, split
 from .decoders import Decoders
-from .guard import Problem
+from .guard import Problem, too_late
 from .heatmaps import turning_point
 from .limits import Slots
 from .links import Links
@@ -280,12 +280,20 @@ def timing_ms(start: float, prepared: float, end: float) -> dict:  # seconds of 
     return {k: round(1000 * v, 1) for k, v in timing.items()}
 
 # %% ../nbs/parts/service.ipynb #e06-oneof
-async def one_of(name: str, work, request_id: str) -> dict:  # work: gives an answer
+async def one_of(
+    name: str,
+    work,  # a coroutine that gives an answer
+    request_id: str,
+    seconds: float = None,  # that it may take
+) -> dict:
     "What becomes of one file of several: its answer or its error."
     try:
-        return dict(name=name, result=await work, error=None)
+        return dict(name=name, result=await asyncio.wait_for(work, seconds), error=None)
+    except asyncio.TimeoutError:
+        problem = too_late(seconds)
     except Problem as e:
-        return dict(name=name, result=None, **e.body(request_id))
+        problem = e
+    return dict(name=name, result=None, **problem.body(request_id))
 
 # %% ../nbs/parts/service.ipynb #e06-stuck
 def stuck() -> Problem:
@@ -350,7 +358,11 @@ class Service(Engine):
     async def answers(self, files: list, explain: bool, request_id):
         "For each (name, bytes) its answer or its error."
         works = [(name, self.answer(data, explain, request_id)) for name, data in files]
-        return await asyncio.gather(*(one_of(*w, request_id) for w in works))
+        seconds = 0.9 * self.settings.timeout  # so that a slow one does not take the others with it
+        found = await asyncio.gather(*(one_of(*w, request_id, seconds) for w in works))
+        if all(one['error'] and one['error']['code'] == 'timeout' for one in found):
+            raise too_late(seconds)
+        return found
 
 # %% ../nbs/parts/service.ipynb #e06-load
 def load_predictor(settings: Settings):

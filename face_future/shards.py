@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from .files import PICTURES, natural_key, printable, write_set
+from .files import PICTURES, natural_key, printable, short, write_set
 from .submission import BOX, VERDICT_COLUMNS, folder_images
 
 # %% ../nbs/parts/shards.ipynb #sh1-need
@@ -110,20 +110,34 @@ def _list_rows(file) -> Iterator:
     "Pictures of a text file, an address a line."
     store = Store(file)
     folder = posixpath.dirname(store.root if store.local else store.url)
-    with store.fs.open(store.root, 'rt', encoding='utf-8') as lines:
-        for line in lines:
-            if address := line.strip():
-                yield printable(address), _beside(address, folder)
+    with store.fs.open(store.root, 'rt', encoding='utf-8-sig') as lines:
+        try:
+            for line in lines:
+                if address := line.strip():
+                    yield printable(address), _beside(address, folder)
+        except UnicodeDecodeError:
+            advice = 'save it in that encoding; a name that is none can be a file:// address'
+            raise ValueError(f'{printable(file)}: not a text in UTF-8; {advice}.') from None
 
 # %% ../nbs/parts/shards.ipynb #sh1-table
-def _table_rows(file) -> Iterator:
-    "Pictures of a Parquet table with a column `path` or `url`, and perhaps `id`."
+def _parquet_file(f, file):
+    "An open file as a `ParquetFile`; a `ValueError` if it is none."
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    try:
+        return pq.ParquetFile(f)
+    except (pa.ArrowException, OSError):
+        advice = 'no Parquet table, or a damaged one; make it anew'
+        raise ValueError(f'{printable(file)}: {advice}.') from None
+
+
+def _table_rows(file) -> Iterator:
+    "Pictures of a Parquet table with a column `path` or `url`, and perhaps `id`."
     store = Store(file)
     folder = posixpath.dirname(store.root if store.local else store.url)
     with store.fs.open(store.root) as f:
-        table = pq.ParquetFile(f)
+        table = _parquet_file(f, file)
         names = table.schema_arrow.names
         column = next((c for c in ('path', 'url') if c in names), None)
         if column is None:
@@ -131,7 +145,10 @@ def _table_rows(file) -> Iterator:
         key = 'id' if 'id' in names else column
         for batch in table.iter_batches(columns=list({key, column})):
             for i, address in zip(batch[key].to_pylist(), batch[column].to_pylist()):
-                yield printable(i), _beside(str(address), folder)
+                if not isinstance(address, str):
+                    what = f'{column} must be a text in every row, not {short(repr(address))}'
+                    raise ValueError(f'{printable(file)}: {what}.')
+                yield printable(address if i is None else i), _beside(address, folder)
 
 # %% ../nbs/parts/shards.ipynb #sh1-rows
 def source_rows(
