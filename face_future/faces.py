@@ -108,7 +108,7 @@ class YuNet:
 def _logit(p):
     return np.log(p / (1 - p))
 
-
+# %% ../nbs/parts/faces.ipynb #f01-readscale
 def _read_scale(out, step, least):
     "Candidates with more than `least` in one scale's output 16 × H × W: N × 15, see `candidates`."
     # A score is the root of two probabilities, each at most 1, so few cells need one computed.
@@ -299,14 +299,14 @@ class FaceFinder(YuNet):
 def _spread(a):
     return float(cv2.meanStdDev(a)[1][0, 0])
 
-
+# %% ../nbs/parts/faces.ipynb #f01-sharpness
 def _sharpness(grey):
     "Spread of the Laplacian against that of the picture, at 128 pixels."
     small = halved(grey, 256).astype(np.float32)
     small = cv2.resize(small, (128, 128), interpolation=cv2.INTER_AREA)
     return _spread(cv2.Laplacian(small, cv2.CV_32F)) / (_spread(small) + 2)
 
-
+# %% ../nbs/parts/faces.ipynb #f01-thinned
 def _thinned(grey, width, height):
     "Evenly chosen columns and rows of a picture, at most so many."
     size = min(grey.shape[1], width), min(grey.shape[0], height)
@@ -314,7 +314,7 @@ def _thinned(grey, width, height):
         return grey
     return cv2.resize(grey, size, interpolation=cv2.INTER_NEAREST)
 
-
+# %% ../nbs/parts/faces.ipynb #f01-blockiness
 def _blockiness(grey, first):
     "Steps at the borders of JPEG's blocks by those inside; column 0 is the picture's `first`."
     steps = cv2.absdiff(grey[:, 1:], grey[:, :-1])

@@ -57,7 +57,7 @@ def _table(text: str, name: str) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
         raise LabelError(f'{name} is not a table: {e}') from None
 
-
+# %% ../nbs/parts/manifests.ipynb #man-readcsv
 def read_csv(file: str | Path) -> pd.DataFrame:
     "A CSV as text, separated by commas, semicolons or tabs; column names in lower case."
     file = Path(file)
@@ -70,13 +70,13 @@ def read_csv(file: str | Path) -> pd.DataFrame:
     return df
 
 # %% ../nbs/parts/manifests.ipynb #man-manifest
-KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest
-
-
 def _with_slashes(path: str, root: Path) -> str:
     "A path written as in Windows with our slashes; one whose file is there as written stays."
     there = os.sep == '/' and os.path.lexists(os.path.join(root, path))
     return path if there else path.replace('\\', '/')
+
+# %% ../nbs/parts/manifests.ipynb #man-known
+KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest
 
 
 def _read_known(csv: Path, root: Path) -> pd.DataFrame:

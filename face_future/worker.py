@@ -185,7 +185,7 @@ ENVIRONMENT = dict(
     OPENBLAS_NUM_THREADS='1',
 )
 
-
+# %% ../nbs/parts/worker.ipynb #w06-startprocess
 async def start_process(detector: list):  # see `detector_of`
     "A process that runs `work`, with pipes to it."
     return await asyncio.create_subprocess_exec(
