@@ -251,8 +251,22 @@ def _as_faces(found, height, width):
         faces.append(Face(box, landmarks, round(row[14], 3), issue))
     return faces
 
+# %% ../nbs/parts/faces.ipynb #f01-firstpass
+def _first_pass(net, rgb, half, side):
+    "Candidates (N × 15) at `side` pixels, from the half-size picture where that is large enough."
+    if half is None or max(half.shape[:2]) < 1.5 * side:
+        return _everywhere(net, rgb, side, HINT)
+    return _everywhere(net, half, side, HINT) * np.float32([2] * 14 + [1])
+
+# %% ../nbs/parts/faces.ipynb #f01-filling
+def _search_filled(net, rgb, side, sure, least):
+    "Faces (N × 15) that fill the picture to its edge: the `sure` ones, or else all."
+    found = _search(net, rgb, side // 2, least, border=0.25)
+    good = found[found[:, 14] >= sure]
+    return good if len(good) else found
+
 # %% ../nbs/parts/faces.ipynb #f01-finderclass
-class FaceFinder(YuNet):
+class FaceFinder:
     "Finds faces with YuNet; one object may be shared by threads."
 
     def __init__(
@@ -261,7 +275,7 @@ class FaceFinder(YuNet):
         least: float = 0.5,  # the same, where no face is `sure`
         side: int = 640,  # longer side of the picture in the first pass, pixels
     ):
-        super().__init__()
+        self.net = YuNet()
         self.sure = sure
         self.least = least
         self.side = side
@@ -274,26 +288,16 @@ class FaceFinder(YuNet):
         "The faces, from as many passes as are needed."
         large = max(rgb.shape[:2]) > 2 * self.side and min(rgb.shape[:2]) >= SMALLEST
         half = halved(rgb, max(rgb.shape[:2]) / 2) if large else None
-        hints = self._first(rgb, half)
+        hints = _first_pass(self.net, rgb, half, self.side)
         found = suppress(hints[hints[:, 14] > self.least], self.least)
         good = found[found[:, 14] >= self.sure]
         if large:
-            good = added(good, _search_closer(self, half, hints, good, self.sure))
+            good = added(good, _search_closer(self.net, half, hints, good, self.sure))
         if len(good):
             return good
-        return found if len(found) else self._filled(rgb)
-
-    def _first(self, rgb, half):
-        "The first pass, from the half-size picture where that is large enough for it."
-        if half is None or max(half.shape[:2]) < 1.5 * self.side:
-            return _everywhere(self, rgb, self.side, HINT)
-        return _everywhere(self, half, self.side, HINT) * np.float32([2] * 14 + [1])
-
-    def _filled(self, rgb):
-        "Faces that fill the picture to the edge; the sure ones, or, where there are none, all."
-        found = _search(self, rgb, self.side // 2, self.least, border=0.25)
-        good = found[found[:, 14] >= self.sure]
-        return good if len(good) else found
+        if len(found):
+            return found
+        return _search_filled(self.net, rgb, self.side, self.sure, self.least)
 
 # %% ../nbs/parts/faces.ipynb #f01-blocks
 def _spread(a):
