@@ -23,14 +23,7 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.table import Table
 
-from face_future.cli_base import (
-    Backend,
-    Weights,
-    WholeImage,
-    add_options,
-    command,
-    console,
-)
+from .cli_base import Backend, Weights, WholeImage, add_options, command, console
 from .files import printable
 from .settings import Settings
 

@@ -177,6 +177,15 @@ class Waiting(Alive):
             self.starting = None
             self.start()
 
+# %% ../nbs/parts/decoders.ipynb #d6b-lastalive
+def _last_alive(idle: list, alive: set) -> Decoder | None:
+    "The idle process that was busy last, and is taken; those that have ended are forgotten."
+    while idle:
+        decoder = idle.pop()
+        if decoder.process.returncode is None:
+            return decoder
+        alive.discard(decoder)
+
 # %% ../nbs/parts/decoders.ipynb #d6b-idle
 class Processes(Waiting):
     "The processes that are alive, and which of them are idle."
@@ -192,11 +201,8 @@ class Processes(Waiting):
 
     async def take(self) -> Decoder:
         "An idle one; else one that is put back or new, whichever comes first."
-        while self.idle:
-            decoder = self.idle.pop()
-            if decoder.process.returncode is None:
-                return decoder
-            self.alive.discard(decoder)
+        if decoder := _last_alive(self.idle, self.alive):
+            return decoder
         turn = self.line.join()
         self.start()
         return await turn
