@@ -128,6 +128,8 @@ Corruptions = Annotated[
         min=0,
     ),
 ]
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-mincoverage
 MinCoverage = Annotated[
     float,
     typer.Option(

@@ -209,7 +209,7 @@ def _everywhere(net, rgb, side, least, border=0.0):
     found[:, :14] /= scale
     return found
 
-
+# %% ../nbs/parts/faces.ipynb #f01-onesearch
 def _search(net, rgb, side, least, border=0.0):
     "Faces (N × 15) found at `side` pixels, with `border` (a share of it) of black around."
     return suppress(_everywhere(net, rgb, side, least, border), least)

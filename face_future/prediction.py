@@ -192,7 +192,7 @@ def _picture_threshold(scores, crop):
     faces = int((picture & (scores.quality_issue == '')).sum())
     return threshold_for(faces, scores.threshold, scores.many_faces)
 
-
+# %% ../nbs/parts/prediction.ipynb #p04a-pictverdict
 def _picture_verdict(scores, crop):
     "The verdict and reason of the picture that this crop decides."
     verdict = str(scores.verdict[crop])

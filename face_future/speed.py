@@ -510,7 +510,7 @@ KINDS = dict(
     ReduceMean='squeeze and excite', Multiply='squeeze and excite', Reorder='change of layout'
 )
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-profile
 def _profile(graph, size, precision, batch, repeats) -> list:  # (node type, ms an image), in order
     "OpenVINO's own clock: the median time of each operation."
     import openvino as ov
@@ -622,7 +622,7 @@ def _small_cases(file, files, model, settings, compiled, others) -> list:
         *folder_cases(file, files),
     ]
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-remember
 def _remember_fastest(table):
     "Keep the order of the backends, fastest first."
     fastest = table[table.what.isin(BACKENDS)].groupby('what').per_s.max()
