@@ -85,7 +85,7 @@ class Rate:
 def _digest(text):
     return hashlib.sha256(text.encode(errors='replace')).digest()
 
-
+# %% ../nbs/parts/limits.ipynb #l06-checkkey
 def check_key(
     given: str,  # by the client
     keys,  # that are valid

@@ -20,16 +20,20 @@ import pandas as pd
 from .files import read_bytes, short
 from .label_table import LabelError, Labels
 
+# %% ../nbs/parts/manifests.ipynb #man-unzipped
+def _unzipped(data: bytes, name: str) -> bytes:
+    "What a gzip holds, and other data as they are; a `LabelError` for a damaged gzip."
+    if not data.startswith(b'\x1f\x8b'):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (EOFError, OSError, zlib.error):
+        raise LabelError(f'{name} is a gzip that is damaged or cut off: make it anew') from None
+
 # %% ../nbs/parts/manifests.ipynb #lab-manifest
 def _decoded(file: Path) -> str:
     "The text of a CSV in UTF-8 or UTF-16, maybe gzipped; a `LabelError` for other encodings."
-    data = read_bytes(file)
-    try:
-        data = gzip.decompress(data) if data.startswith(b'\x1f\x8b') else data
-    except (EOFError, OSError, zlib.error):
-        raise LabelError(
-            f'{file.name} is a gzip that is damaged or cut off: make it anew'
-        ) from None
+    data = _unzipped(read_bytes(file), file.name)
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode('utf-16' if is_utf16 else 'utf-8-sig')
