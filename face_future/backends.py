@@ -167,6 +167,22 @@ def _openvino():
 
     return openvino
 
+# %% ../nbs/parts/backends.ipynb #b04b-compiled
+def _compiled(file, precision, streams):
+    "The graph, compiled by OpenVINO; a `BackendMissing` for arithmetic that is not there."
+    core = _openvino().Core()
+    capabilities = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    if precision == 'bf16' and 'BF16' not in capabilities:
+        raise BackendMissing('This processor has no 16-bit (bfloat16) arithmetic: use openvino.')
+    options = dict(
+        INFERENCE_PRECISION_HINT=precision,
+        INFERENCE_NUM_THREADS=cpu_threads(),
+        NUM_STREAMS=streams,
+        # else each process binds its first thread to the first core, whoever works there
+        ENABLE_CPU_PINNING=False,
+    )
+    return core.compile_model(str(file), 'CPU', options)
+
 # %% ../nbs/parts/backends.ipynb #b04b-openvino
 class OpenVino:
     "OpenVINO on the CPU; `precision`: `f32` or `bf16`."
@@ -177,20 +193,7 @@ class OpenVino:
         self, file: str | Path, precision='f32', streams: int = 1
     ):  # file: an `.onnx` graph
         _need('openvino', 'openvino')
-        core = _openvino().Core()
-        capabilities = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
-        if precision == 'bf16' and 'BF16' not in capabilities:
-            raise BackendMissing(
-                'This processor has no 16-bit (bfloat16) arithmetic: use openvino.'
-            )
-        options = dict(
-            INFERENCE_PRECISION_HINT=precision,
-            INFERENCE_NUM_THREADS=cpu_threads(),
-            NUM_STREAMS=streams,
-            # else each process binds its first thread to the first core, whoever works there
-            ENABLE_CPU_PINNING=False,
-        )
-        self.model = core.compile_model(str(file), 'CPU', options)
+        self.model = _compiled(file, precision, streams)
         self.local = threading.local()
 
     def run(self, x: np.ndarray):
