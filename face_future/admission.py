@@ -39,7 +39,7 @@ _NO_KEY = Problem(
     WWW_Authenticate='ApiKey',
 )
 
-
+# %% ../nbs/parts/admission.ipynb #i06-ratehead
 RATE_HEADERS = ('RateLimit-Limit', 'RateLimit-Remaining', 'RateLimit-Reset')
 
 

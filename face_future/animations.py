@@ -75,7 +75,7 @@ def _gif_alone(data, control, begin, end):
 # %% ../nbs/parts/animations.ipynb #an-giframes
 _AFTER = {2: 'clear', 3: 'restore'}  # a GIF's disposal; all others keep
 
-
+# %% ../nbs/parts/animations.ipynb #an-gifcut
 def gif_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of `Frame`
     "The canvas of a GIF and its first `most` frames."
     size = struct.unpack_from('<HH', data, 6)

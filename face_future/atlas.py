@@ -118,7 +118,7 @@ WORDS = dict(
     trust='trustworthiness',
 )
 
-
+# %% ../nbs/parts/atlas.ipynb #a05-legendfn
 def _legend_text(seen: Seen, figures: pd.DataFrame) -> str:
     "What stands under the maps, in HTML."
     shown = figures[figures.of == 'truth'][list(WORDS)].rename(columns=WORDS).round(3)

@@ -46,7 +46,7 @@ def _beside(labels: Labels) -> list[str]:
     paths = [f.relative_to(labels.root).as_posix() for f in there]
     return [p for p in paths if p not in named]
 
-
+# %% ../nbs/parts/audit.ipynb #aud-checkfiles
 def check_files(labels: Labels, images: pd.DataFrame) -> list[dict]:
     "Rows without a file, files that can't be read, and images that no row names."
     gone = labels.rows.path[images.error.str.startswith('missing')].tolist()
@@ -83,7 +83,7 @@ def _found_twice(rows: pd.DataFrame, pairs: pd.DataFrame, kind: str) -> dict:
     detail = f'{differ} across labels, {crossed} across splits: {short(items)}'
     return finding(f'{kind} duplicates', severity, items, detail if items else 'none')
 
-
+# %% ../nbs/parts/audit.ipynb #aud-checkdups
 def check_duplicates(labels: Labels, pairs: pd.DataFrame) -> list[dict]:
     "Duplicates: an error across splits, and for exact ones also across labels (by any source)."
     return [_found_twice(labels.rows, pairs, kind) for kind in ('exact', 'near')]
@@ -99,7 +99,7 @@ def look_alikes(images: pd.DataFrame, folder: str | Path) -> tuple:
     pairs = near_pairs(mine.thumb.tolist(), other.thumb.tolist())
     return files, mine.index[pairs.i], other.index[pairs.j]
 
-
+# %% ../nbs/parts/audit.ipynb #aud-checktest
 def check_test(labels: Labels, images: pd.DataFrame, test: str | Path) -> list[dict]:
     "Pictures of the folder `test` that look like labelled ones."
     files, i, j = look_alikes(images, test)
@@ -129,7 +129,7 @@ def _misplaced(rows: pd.DataFrame) -> list[str]:
     as_text = folders.transform(lambda p: p.sort_values().to_numpy())
     return by_number[by_number != as_text].tolist()
 
-
+# %% ../nbs/parts/audit.ipynb #aud-checkindex
 def check_index(labels: Labels) -> list[dict]:
     "Indices that name several pictures, and rows that a listing in text order would misplace."
     twice = int((labels.rows.path.map(file_index).value_counts() > 1).sum())
@@ -228,7 +228,7 @@ def _trait_severity(trait) -> str:
     may_be_content = trait.trait in ('spectrum', 'source')
     return 'error' if trait.auc >= 0.9 and not may_be_content else 'warn'
 
-
+# %% ../nbs/parts/audit.ipynb #aud-shortcutsfn
 def shortcut_findings(traits: pd.DataFrame) -> list[dict]:
     "A finding for each trait (a row of `shortcuts`)."
     return [
@@ -292,7 +292,7 @@ def _blank_axes(rows: int, columns: int):
         ax.set_axis_off()
     return axes[1]
 
-
+# %% ../nbs/parts/audit.ipynb #aud-grid
 def picture_grid(items: list[tuple], columns: int = 8):
     "A figure of (file, caption) pairs, without smoothing; files that can't be read stay blank."
     axes = _blank_axes(-(-len(items) // columns), columns)

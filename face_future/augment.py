@@ -176,7 +176,7 @@ def _blur():
     ]
     return A.OneOf(changes, p=0.15)
 
-
+# %% ../nbs/parts/augment.ipynb #a01c-noise
 def _noise():
     noises = [A.GaussNoise(std_range=(0.01, 0.1)), A.ISONoise((0.01, 0.05), (0.1, 0.5))]
     return A.OneOf(noises, p=0.15)
@@ -191,7 +191,7 @@ def _compress():
     ]
     return A.OneOf(encoders, p=0.3)
 
-
+# %% ../nbs/parts/augment.ipynb #a01c-lastblur
 def _last_blur():
     "Blur that takes even the traces of compression away."
     changes = [
@@ -305,7 +305,7 @@ _ALTER = [
     A.OneOf(_SHARPNESS, p=1),
 ]
 
-
+# %% ../nbs/parts/augment.ipynb #a01c-altered
 def _altered(rgb, seed):
     "The picture with other colours and another sharpness."
     alter = A.Compose(_ALTER)

@@ -31,7 +31,7 @@ def _exported(file, sha256):
     except (OSError, ValueError, AttributeError):
         return ''
 
-
+# %% ../nbs/parts/backends.ipynb #b04b-graphof
 def find_graph(
     file: str | Path,  # a weights file
     sha256: str,  # of it
@@ -65,13 +65,13 @@ def _need(module: str, extra: str):
         )
 
 # %% ../nbs/parts/backends.ipynb #b04b-threads
-CHUNK = 8  # images at once on a CPU
-
-
 def cpu_threads() -> int:
     "Threads for a network on this CPU: `OMP_NUM_THREADS`, else the cores that we may use."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return int((os.environ.get('OMP_NUM_THREADS') or str(cores)).split(',')[0])
+
+# %% ../nbs/parts/backends.ipynb #b04b-chunks
+CHUNK = 8  # images at once on a CPU
 
 
 def in_chunks(
@@ -167,6 +167,22 @@ def _openvino():
 
     return openvino
 
+# %% ../nbs/parts/backends.ipynb #b04b-compiled
+def _compiled(file, precision, streams):
+    "The graph, compiled by OpenVINO; a `BackendMissing` for arithmetic that is not there."
+    core = _openvino().Core()
+    capabilities = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    if precision == 'bf16' and 'BF16' not in capabilities:
+        raise BackendMissing('This processor has no 16-bit (bfloat16) arithmetic: use openvino.')
+    options = dict(
+        INFERENCE_PRECISION_HINT=precision,
+        INFERENCE_NUM_THREADS=cpu_threads(),
+        NUM_STREAMS=streams,
+        # else each process binds its first thread to the first core, whoever works there
+        ENABLE_CPU_PINNING=False,
+    )
+    return core.compile_model(str(file), 'CPU', options)
+
 # %% ../nbs/parts/backends.ipynb #b04b-openvino
 class OpenVino:
     "OpenVINO on the CPU; `precision`: `f32` or `bf16`."
@@ -177,20 +193,7 @@ class OpenVino:
         self, file: str | Path, precision='f32', streams: int = 1
     ):  # file: an `.onnx` graph
         _need('openvino', 'openvino')
-        core = _openvino().Core()
-        capabilities = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
-        if precision == 'bf16' and 'BF16' not in capabilities:
-            raise BackendMissing(
-                'This processor has no 16-bit (bfloat16) arithmetic: use openvino.'
-            )
-        options = dict(
-            INFERENCE_PRECISION_HINT=precision,
-            INFERENCE_NUM_THREADS=cpu_threads(),
-            NUM_STREAMS=streams,
-            # else each process binds its first thread to the first core, whoever works there
-            ENABLE_CPU_PINNING=False,
-        )
-        self.model = core.compile_model(str(file), 'CPU', options)
+        self.model = _compiled(file, precision, streams)
         self.local = threading.local()
 
     def run(self, x: np.ndarray):
@@ -204,9 +207,6 @@ class OpenVino:
         return in_chunks(self.run, x)
 
 # %% ../nbs/parts/backends.ipynb #b04b-cpuname
-BACKENDS = ('openvino-bf16', 'openvino', 'onnx', 'torch')  # fastest first, by our own measurement
-
-
 def cpu_name() -> str:
     "The processor, as people call it."
     try:
@@ -215,7 +215,7 @@ def cpu_name() -> str:
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
-
+# %% ../nbs/parts/backends.ipynb #b04b-here
 def _here() -> dict:
     "What an order of speed depends on."
     libraries = [m for m in ('openvino', 'onnxruntime', 'torch') if find_spec(m)]
@@ -232,6 +232,9 @@ def keep_order(order):
     "Remember the order of backends, fastest first, that was measured on this machine."
     if file := _fastest_file():
         atomic_write(file, json.dumps({**_here(), 'order': list(order)}))
+
+# %% ../nbs/parts/backends.ipynb #b04b-known
+BACKENDS = ('openvino-bf16', 'openvino', 'onnx', 'torch')  # fastest first, by our own measurement
 
 
 def known_order() -> tuple:
@@ -267,7 +270,7 @@ def _graph_of(name, graph, streams):
         return Onnx(graph, streams)
     return OpenVino(graph, 'bf16' if name.endswith('bf16') else 'f32', streams)
 
-
+# %% ../nbs/parts/backends.ipynb #b04b-opengraph2
 def _open_graph(name, graph, streams):
     "As `_graph_of`; a `WeightsError` for a graph that is damaged, or without its weights."
     try:
@@ -302,7 +305,7 @@ def check_backend(name: str | None, device: str | None = None):
     _need('torch', 'train')
     usable_device(device)
 
-
+# %% ../nbs/parts/backends.ipynb #b04b-candidates
 def candidates(
     file: str | Path,  # a weights file, or a graph
     sha256: str,  # of it

@@ -41,7 +41,7 @@ from .tta_inference import Predictor, file_evidence, get_views, predict_files
 ON_THEIR_WAY = 16  # pictures fetched at a time
 WAITING = 64  # pictures fetched and not yet read, at most
 
-
+# %% ../nbs/parts/batch.ipynb #ba1-fetchfn
 def fetch(address: str, tries: int = 3) -> bytes:
     "The bytes at an address; an `OSError` says why there are none."
     import fsspec

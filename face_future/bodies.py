@@ -19,7 +19,7 @@ from .guard import Problem, read_uploads
 def _bad_json(why: str) -> Problem:
     return Problem(400, 'bad_json', f'{why}; see /docs for the form of the JSON.')
 
-
+# %% ../nbs/parts/bodies.ipynb #bo-picturefn
 def _picture(value) -> tuple:  # (name, bytes)
     "A picture in JSON: base64, a data URL, or an object of name and data."
     name, text = '', value

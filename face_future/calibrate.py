@@ -319,6 +319,12 @@ def _scored(logit, is_fake, source, group) -> tuple:  # rows of fake, source and
     settings = dict(calibration=c, temperature=c['temperature'], threshold=0.5)
     return held.assign(score=calibrated(z, settings).astype(float)), settings
 
+# %% ../nbs/parts/calibrate.ipynb #c07b-photos
+def _photographs(held, sources):
+    "The held-out photographs of these sources; None: of all."
+    photos = held[~held.fake]
+    return photos if sources is None else photos[photos.source.isin(sources)]
+
 # %% ../nbs/parts/calibrate.ipynb #c07b-choose
 def choose(
     logit: ArrayLike,
@@ -338,11 +344,8 @@ def choose(
     _check_share('max_miss', max_miss)
     held, out = _scored(logit, is_fake, source, group)
     miss_over = miss_over or ('worst' if unseen is None else 'mean')
-    photos = held[~held.fake]
-    if photo_sources is not None:
-        photos = photos[photos.source.isin(photo_sources)]
-    if unseen is not None:
-        unseen = _rescaled(unseen, out)
+    photos = _photographs(held, photo_sources)
+    unseen = None if unseen is None else _rescaled(unseen, out)
     named = None if photo_sources is None else photos.source
     out['guarantee'] = dict(max_fpr=max_fpr, max_miss=max_miss, images=len(held))
     out['guarantee'] |= _conditions(named, unseen, fpr_over, miss_over)

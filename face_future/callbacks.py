@@ -134,7 +134,7 @@ class RunError(ValueError):
     def __str__(self):
         return self.sentence
 
-
+# %% ../nbs/parts/callbacks.ipynb #k03-stop
 class StopOnNaN(Callback):
     "End the run with a `RunError` where a loss is not finite."
 
@@ -326,7 +326,7 @@ def _check_best(folder: Path):
             'delete the folder to start anew, or choose another --out.'
         ) from e
 
-
+# %% ../nbs/parts/callbacks.ipynb #k03-samerun
 def _check_same_run(c, recipe, fingerprint, folder):
     "A `ValueError` if a checkpoint is of other choices, images or labels."
     # A field that an older version did not know has its default.

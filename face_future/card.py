@@ -38,7 +38,7 @@ SHOWN = dict(
     ece='ECE',
 )
 
-
+# %% ../nbs/parts/card.ipynb #k07d-line
 def _line(*cells) -> str:
     return f'| {" | ".join(cells)} |'
 
@@ -181,7 +181,7 @@ def render_card(settings: dict) -> str:  # of a weights file, as `load_weights` 
         parts.append(_measured(settings['evaluation']))
     return '\n\n'.join(parts) + '\n'
 
-
+# %% ../nbs/parts/card.ipynb #k07d-writecard
 def write_card(settings: dict, file: str | Path):
     "`render_card` into a file; a `ValueError` where the settings aren't whole."
     try:

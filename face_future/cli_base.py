@@ -75,7 +75,7 @@ class ForgivingCommand(TyperCommand):
         known = [o for p in self.params for o in (*p.opts, *p.secondary_opts)]
         return super().parse_args(ctx, new_options(args, known))
 
-
+# %% ../nbs/parts/cli_base.ipynb #c10a-command
 def command(f):
     "Register `f` as a subcommand that reports foreseen errors as one sentence."
 

@@ -6,9 +6,9 @@
 __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 'Rounds', 'Corruptions', 'MinCoverage', 'Runs',
            'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit', 'Perplexity', 'MapSeed',
            'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer', 'Beside', 'BenchOut', 'show_report',
-           'coverage_line', 'check_coverage', 'check_against', 'compare_with', 'write_corruptions', 'evaluate',
-           'show_left_out', 'left_out', 'card', 'numbers', 'show_map_figures', 'tsne', 'parity_line', 'export',
-           'bench_row', 'bench']
+           'coverage_line', 'check_coverage', 'check_against', 'compare_with', 'write_corruptions', 'check_given',
+           'evaluate', 'show_left_out', 'left_out', 'card', 'numbers', 'show_map_figures', 'tsne', 'parity_line',
+           'export', 'bench_row', 'bench']
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-imports
 import json
@@ -128,6 +128,8 @@ Corruptions = Annotated[
         min=0,
     ),
 ]
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-mincoverage
 MinCoverage = Annotated[
     float,
     typer.Option(
@@ -137,6 +139,14 @@ MinCoverage = Annotated[
         callback=finite,
     ),
 ]
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-checkgiven
+def check_given(weights: str | None, scores: Path | None):
+    "A `ValueError` for weights and scores at once, or for scores that are no CSV."
+    if scores and weights:
+        raise ValueError('Give --weights or --scores, not both: the other one goes to --against.')
+    if scores and Path(scores).suffix.lower() != '.csv':
+        raise ValueError(f'--scores {scores}: must be a CSV; a weights file goes to --weights.')
 
 # %% ../nbs/parts/cli_measure.ipynb #c10-evaluate
 @command
@@ -161,10 +171,7 @@ def evaluate(
     from face_future.files import check_writable
     from face_future.labels import Labels
 
-    if scores and weights:
-        raise ValueError('Give --weights or --scores, not both: the other one goes to --against.')
-    if scores and Path(scores).suffix.lower() != '.csv':
-        raise ValueError(f'--scores {scores}: must be a CSV; a weights file goes to --weights.')
+    check_given(weights, scores)
     labels = Labels.load(labels_file, root)
     check_writable(out, ['scores.csv', 'report.csv', 'coverage.csv', 'report.png'])
     if against:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Pictures', 'Predictions', 'MaxFaces', 'Recursive', 'PREDICT_OPTIONS', 'BATCH_OPTIONS', 'HeatSource', 'SERVE_OPTIONS',
            'Host', 'Port', 'Workers', 'about', 'show_rows', 'show_errors', 'loaded_predictor', 'predict_resumably',
-           'predict_batch', 'predict', 'check', 'paint_pictures', 'check_maps', 'heatmap', 'setting_option', 'serve',
-           'share_machine', 'prepare_serving', 'check_address', 'metrics_folder', 'make_supervisor', 'run_one',
-           'run_server']
+           'predict_batch', 'show_results', 'predict_here', 'predict', 'check', 'paint_pictures', 'check_maps',
+           'heatmap', 'setting_option', 'serve', 'share_machine', 'prepare_serving', 'check_address', 'metrics_folder',
+           'make_supervisor', 'run_one', 'uvicorn_options', 'run_server']
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-imports
 import os
@@ -23,14 +23,7 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.table import Table
 
-from face_future.cli_base import (
-    Backend,
-    Weights,
-    WholeImage,
-    add_options,
-    command,
-    console,
-)
+from .cli_base import Backend, Weights, WholeImage, add_options, command, console
 from .files import printable
 from .settings import Settings
 
@@ -172,6 +165,33 @@ def predict_batch(source: str, out: Path, **given):
     if found['errors']:
         raise typer.Exit(1)
 
+# %% ../nbs/parts/cli_predict.ipynb #c10c-showresults
+def show_results(rows, errors, out: str | Path):
+    "Print the first rows, what was counted and written, and the errors, see `show_errors`."
+    from face_future.submission import RESULTS
+
+    show_rows(rows, out)
+    unsure = sum(r['verdict'] == 'unsure' for r in rows)
+    counts = (
+        f'{len(rows)} images predicted, {unsure} of them unsure, {len(errors)} could not be read'
+    )
+    written = ' and '.join(printable(out / f) for f in RESULTS[:2])
+    typer.echo(f'{counts}; wrote {written}')
+    show_errors(errors, out)
+
+# %% ../nbs/parts/cli_predict.ipynb #c10c-predicthere
+def predict_here(folder: str, out: Path, recursive: bool = False, bs: int | None = None, **given):
+    "Predict a folder on this machine, and say what was found; `given` is for the `Predictor`."
+    from face_future.files import check_writable, list_pictures
+    from face_future.submission import RESULTS, folder_images
+
+    files = folder_images(folder, recursive)
+    check_writable(out, RESULTS)
+    if passed_over := list_pictures(folder, recursive).summary():
+        typer.echo(f'passed over: {passed_over}')
+    predictor = loaded_predictor(len(files), **given)
+    show_results(*predict_resumably(predictor, files, folder, out, bs, recursive), out)
+
 # %% ../nbs/parts/cli_predict.ipynb #c10-predictcmd
 @command
 @add_options({**PREDICT_OPTIONS, **BATCH_OPTIONS})
@@ -197,29 +217,13 @@ def predict(
     """
     batch = {k: v for k in BATCH_OPTIONS if (v := given.pop(k, None)) is not None}
     given |= dict(weights=weights, backend=backend, whole_image=whole_image, max_faces=max_faces)
+    given |= dict(recursive=recursive)
     if batch.pop('engine', None):
         given.pop('bs', None)
-        return predict_batch(folder, out, recursive=recursive, **batch, **given)
+        return predict_batch(folder, out, **batch, **given)
     if batch:
         raise ValueError(f'--{next(iter(batch))} goes with --engine ray.')
-    from face_future.files import check_writable, list_pictures
-    from face_future.submission import RESULTS, folder_images
-
-    files = folder_images(folder, recursive)
-    check_writable(out, RESULTS)
-    if passed_over := list_pictures(folder, recursive).summary():
-        typer.echo(f'passed over: {passed_over}')
-    bs = given.pop('bs', None)
-    predictor = loaded_predictor(len(files), **given)
-    rows, errors = predict_resumably(predictor, files, folder, out, bs, recursive)
-    show_rows(rows, out)
-    unsure = sum(r['verdict'] == 'unsure' for r in rows)
-    written = ' and '.join(printable(out / f) for f in RESULTS[:2])
-    counts = (
-        f'{len(rows)} images predicted, {unsure} of them unsure, {len(errors)} could not be read'
-    )
-    typer.echo(f'{counts}; wrote {written}')
-    show_errors(errors, out)
+    predict_here(folder, out, **given)
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-checkcmd
 @command
@@ -465,12 +469,10 @@ def run_one(options: dict):
     if not server.started:
         raise typer.Exit(STARTUP_FAILURE)
 
-
-def run_server(host: str, port: int, workers: int, timeout: int):
-    "Serve until told to stop; the exit status is 1 if no worker could start."
-    import uvicorn
-
-    options = dict(
+# %% ../nbs/parts/cli_predict.ipynb #c10c-uvicorn
+def uvicorn_options(host: str, port: int, workers: int, timeout: int) -> dict:
+    "How uvicorn is to serve."
+    return dict(
         host=host,
         port=port,
         workers=workers,
@@ -481,6 +483,13 @@ def run_server(host: str, port: int, workers: int, timeout: int):
         proxy_headers='FORWARDED_ALLOW_IPS' in os.environ,
         http='face_future.api:Protocol',
     )
+
+# %% ../nbs/parts/cli_predict.ipynb #c10c-run
+def run_server(host: str, port: int, workers: int, timeout: int):
+    "Serve until told to stop; the exit status is 1 if no worker could start."
+    import uvicorn
+
+    options = uvicorn_options(host, port, workers, timeout)
     if workers == 1:
         return run_one(options)
     config = uvicorn.Config('face_future.api:app', **options)

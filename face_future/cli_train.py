@@ -163,8 +163,7 @@ TestFolder = Annotated[
     typer.Option(help='Folder of test images, to look for copies of training images.'),
 ]
 Photographs = Annotated[
-    Optional[Path],
-    typer.Option(help='Folder of known photographs, to check what "fake" means.'),
+    Optional[Path], typer.Option(help='Folder of known photographs, to check what "fake" means.')
 ]
 Findings = Annotated[Optional[Path], typer.Option(help='Write the findings here, as JSON.')]
 
@@ -370,13 +369,7 @@ GUARANTEES = dict(
     | PACK_OPTIONS
     | GUARANTEES
 )
-def pack(
-    weights: RunWeights,
-    out: PackedFile,
-    views: Views = 'flip',
-    root: Root = None,
-    **given,
-):
+def pack(weights: RunWeights, out: PackedFile, views: Views = 'flip', root: Root = None, **given):
     """Write weights in half precision, to be shipped, measured with the views they recommend.
 
     Example: face_future pack runs/first/model_best.safetensors small.safetensors

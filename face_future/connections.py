@@ -31,7 +31,7 @@ HEADERS_LATE = Problem(
     'The headers of the request were not complete in time; send them at once.',
 )
 
-
+# %% ../nbs/parts/connections.ipynb #n06-raw
 def raw_answer(problem: Problem) -> bytes:
     "A refusal as it goes over the wire, for where no application can send it."
     body = json.dumps(problem.body('')).encode()

@@ -34,7 +34,7 @@ _USES = """1.3.6.1.4.1.62558.2.1
 1.3.6.1.5.5.7.3.8
 1.3.6.1.5.5.7.3.9"""  # of certificates, by C2PA's list: signing claims, documents, mail, time, …
 
-
+# %% ../nbs/parts/credentials.ipynb #cr-contextfn
 @lru_cache(2)
 def _context(trust):  # the text of a PEM file, or empty
     "The library's settings: no network; with a list of trust where there is one."

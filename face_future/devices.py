@@ -43,7 +43,7 @@ def share_of(bs: int) -> int:
         raise ValueError(f'--bs {bs}: {n} devices share a batch, so it must be a multiple of {n}.')
     return bs // n
 
-
+# %% ../nbs/parts/devices.ipynb #de1-inshares
 def in_shares(order: list, bs: int, n: int) -> list:
     "An epoch's order, so that part i of `n` holds share i of every batch of `bs`; no half batches."
     whole = len(order) // bs * bs

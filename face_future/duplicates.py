@@ -72,13 +72,13 @@ CLOSEST = 64  # candidates compared for each picture
 AXES = 12  # directions in which they are looked for
 LIMIT = NEAR * 192**0.5 + 0.1  # distance of look-alikes among 8×8×3 means, at most
 
-
+# %% ../nbs/parts/duplicates.ipynb #grp-means
 def _means(thumbs, rows: np.ndarray) -> np.ndarray:
     "The thumbnails `rows` at 8×8, one vector of 192 numbers each."
     x = np.float32([thumbs[k] for k in rows]).reshape(len(rows), 8, 4, 8, 4, 3)
     return x.mean((2, 4)).reshape(len(rows), 192)
 
-
+# %% ../nbs/parts/duplicates.ipynb #grp-nearest
 def _nearest(x: np.ndarray, y: np.ndarray, k: int) -> tuple:
     "Rows of `x` and of `y` (N × 192) closer than `LIMIT` along `y`'s main axes, k of `y` at most."
     from scipy.spatial import cKDTree
@@ -125,7 +125,7 @@ def _exact_pairs(ok: pd.DataFrame) -> pd.DataFrame:
     pairs = pd.DataFrame(dict(i=first, j=ok.index, rmse=0.0, kind='exact'))
     return pairs[pairs.i != pairs.j]
 
-
+# %% ../nbs/parts/duplicates.ipynb #lab-duplicates
 def duplicates(images: pd.DataFrame) -> pd.DataFrame:
     "Pairs (i, j, rmse, kind) of rows of `scan`'s table; kind is 'exact' (same pixels) or 'near'."
     ok = images[images.error == '']

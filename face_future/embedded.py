@@ -29,7 +29,7 @@ class Note:
     key: str  # of a PNG's text; else empty
     value: bytes
 
-
+# %% ../nbs/parts/embedded.ipynb #eb-app
 APP = {  # of a JPEG: (marker, how the segment begins) -> (where, bytes before the note)
     (0xE1, b'Exif\0\0'): ('exif', 6),
     (0xE1, b'http://ns.adobe.com/xap/1.0/\0'): ('xmp', 29),
@@ -63,7 +63,12 @@ def _unpacked(packed):
     except zlib.error:
         return b''
 
+# %% ../nbs/parts/embedded.ipynb #eb-three
+def _three(rest):
+    "Language, translated key and text of an iTXt chunk."
+    return (rest.split(b'\0', 2) + [b''] * 2)[:3]
 
+# %% ../nbs/parts/embedded.ipynb #eb-pngtext
 def _png_text(kind, body):
     "The note in a PNG's tEXt, zTXt or iTXt chunk."
     key, _, rest = body.partition(b'\0')
@@ -74,11 +79,6 @@ def _png_text(kind, body):
         rest = _unpacked(text) if packed else text
     where = 'xmp' if key == b'XML:com.adobe.xmp' else 'png_text'
     return Note(where, key[:79].decode('latin-1'), rest)
-
-
-def _three(rest):
-    "Language, translated key and text of an iTXt chunk."
-    return (rest.split(b'\0', 2) + [b''] * 2)[:3]
 
 # %% ../nbs/parts/embedded.ipynb #eb-png
 def _png_notes(data):
@@ -103,7 +103,7 @@ def _webp_notes(data):
             yield Note(kind.strip().decode().lower(), '', body.removeprefix(b'Exif\0\0'))
         at += 8 + size + size % 2
 
-
+# %% ../nbs/parts/embedded.ipynb #eb-pillow
 def _other_notes(data):
     "The notes of a GIF, AVIF, HEIC or the like, as Pillow finds them."
     with Image.open(io.BytesIO(data), formats=('GIF', 'AVIF', 'HEIF', 'TIFF')) as im:
@@ -123,7 +123,7 @@ def _walk(data):
         return _webp_notes(data)
     return _other_notes(data)
 
-
+# %% ../nbs/parts/embedded.ipynb #eb-allnotes
 def notes(data: bytes) -> list:  # of `Note`s, at most `PIECES`, 4 · `LARGEST` bytes in all
     "What a file carries besides its pixels. Never raises: a broken file has fewer notes."
     out, room = [], 4 * LARGEST
@@ -153,7 +153,7 @@ def _directory(tiff, at, order):
         inner = value if tag == 0x8769 else inner
     return total, inner, struct.unpack_from(order + 'I', tiff, at + 2 + 12 * n)[0]
 
-
+# %% ../nbs/parts/embedded.ipynb #eb-checkexif
 def _check_exif(tiff):
     "A `ValueError` or `struct.error` where the values are larger than the block itself."
     order = '<' if tiff[:2] == b'II' else '>'
@@ -179,7 +179,7 @@ EXIF_TAGS = dict(
     UserComment=0x9286,
 )
 
-
+# %% ../nbs/parts/embedded.ipynb #eb-comment
 def _user_comment(value):
     "The text of EXIF's UserComment, which names its own encoding."
     code, rest = value[:8], value[8:]
@@ -187,7 +187,7 @@ def _user_comment(value):
         return rest.decode('utf-16-be' if rest[:1] == b'\0' else 'utf-16-le', 'replace')
     return (rest if code.startswith((b'ASCII', b'\0' * 8)) else value).decode('utf-8', 'replace')
 
-
+# %% ../nbs/parts/embedded.ipynb #eb-exiffields
 def exif_fields(tiff: bytes) -> dict:  # name -> text, and `thumbnail` -> bytes
     "What an EXIF block says, of `EXIF_TAGS`; may raise where it is broken."
     _check_exif(tiff)
@@ -208,7 +208,8 @@ XMP_FIELDS = set(
     'DigitalSourceType DigitalSourceFileType CreatorTool softwareAgent Software Credit description '
     'UserComment Make Model DateTimeOriginal AISystemUsed provenance'.split()
 )
-LARGEST_XMP = 200_000  # bytes
+
+# %% ../nbs/parts/embedded.ipynb #eb-xmppairs
 _RESOURCE = '{http://www.w3.org/1999/02/22-rdf-syntax-ns#}resource'
 
 
@@ -221,6 +222,9 @@ def _xmp_pairs(root):
         if name in XMP_FIELDS:
             text = ''.join(e.text or '' for e in islice(element.iter(), 10))
             yield name, element.get(_RESOURCE) or text
+
+# %% ../nbs/parts/embedded.ipynb #eb-xmpfields
+LARGEST_XMP = 200_000  # bytes
 
 
 def xmp_fields(xmp: bytes) -> list:  # of (name, text), at most 100

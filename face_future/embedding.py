@@ -176,7 +176,7 @@ def _enough_groups(table: pd.DataFrame, of: str) -> np.ndarray:  # N, bool
         return np.ones(len(table), bool)
     return (table.groupby('source').group.transform('nunique') >= 5).to_numpy()
 
-
+# %% ../nbs/parts/embedding.ipynb #x05-sepof
 def _separation_of(seen: Seen, of: str, spaces: dict) -> list[dict]:
     "A row for each space: how far it tells apart the values of the column `of`."
     asked = _enough_groups(seen.table, of)

@@ -31,7 +31,7 @@ STATUSES = {
     503: 'No place is free, or it took too long: try again after Retry-After seconds.',
 }
 
-
+# %% ../nbs/parts/errors.ipynb #r06-docs
 def errors(*codes: int) -> dict:  # as FastAPI's `responses`
     "How these statuses are described in the OpenAPI document."
     return {c: dict(model=Error, description=STATUSES[c]) for c in codes}
@@ -44,7 +44,7 @@ CODES = {
 _REFUSED = ('refused', 'The request was refused; see /docs.')
 _INTERNAL = ('internal', 'Something went wrong here, not with your picture; the log knows this id.')
 
-
+# %% ../nbs/parts/errors.ipynb #r06-idof
 def _id_of(request):
     return getattr(request.state, 'request_id', '')
 
@@ -61,7 +61,7 @@ async def _invalid(request, e):
     message = '; '.join(f'{x["loc"][-1]}: {x["msg"]}' for x in e.errors()) + '.'
     return _answer(request, Problem(422, 'invalid', message))
 
-
+# %% ../nbs/parts/errors.ipynb #r06-http
 async def _http(request, e):
     code, message = CODES.get(e.status_code, _REFUSED)
     return _answer(request, Problem(e.status_code, code, message, **e.headers or {}))
@@ -70,12 +70,12 @@ async def _http(request, e):
 async def _left(request, e):
     return Response(status_code=499)  # the client has left and reads nothing
 
-
+# %% ../nbs/parts/errors.ipynb #r06-internal
 async def _internal(request, e):
     log.error('request %s failed: %s', _id_of(request), type(e).__name__)
     return _answer(request, Problem(500, *_INTERNAL, X_Request_ID=_id_of(request)))
 
-
+# %% ../nbs/parts/errors.ipynb #r06-adderrors
 def add_errors(app):
     "Give every error of a FastAPI application the one shape."
     app.add_exception_handler(Problem, _problem)

@@ -176,7 +176,7 @@ def _likeness(small, large) -> float:  # correlation, -1 to 1; 1 where a picture
 # %% ../nbs/parts/evidence.ipynb #ev-thumb
 ALIKE = 0.6  # correlation below which a thumbnail shows something else
 
-
+# %% ../nbs/parts/evidence.ipynb #ev-thumbfinding
 def _thumbnail_finding(thumbnail, data, rgb):
     "A finding where a thumbnail (a JPEG's bytes) shows something else than the picture."
     if not thumbnail.startswith(b'\xff\xd8') or thumbnail.count(b'\xff\xda') > 20:

@@ -108,7 +108,7 @@ class YuNet:
 def _logit(p):
     return np.log(p / (1 - p))
 
-
+# %% ../nbs/parts/faces.ipynb #f01-readscale
 def _read_scale(out, step, least):
     "Candidates with more than `least` in one scale's output 16 × H × W: N × 15, see `candidates`."
     # A score is the root of two probabilities, each at most 1, so few cells need one computed.
@@ -209,7 +209,7 @@ def _everywhere(net, rgb, side, least, border=0.0):
     found[:, :14] /= scale
     return found
 
-
+# %% ../nbs/parts/faces.ipynb #f01-onesearch
 def _search(net, rgb, side, least, border=0.0):
     "Faces (N × 15) found at `side` pixels, with `border` (a share of it) of black around."
     return suppress(_everywhere(net, rgb, side, least, border), least)
@@ -251,8 +251,22 @@ def _as_faces(found, height, width):
         faces.append(Face(box, landmarks, round(row[14], 3), issue))
     return faces
 
+# %% ../nbs/parts/faces.ipynb #f01-firstpass
+def _first_pass(net, rgb, half, side):
+    "Candidates (N × 15) at `side` pixels, from the half-size picture where that is large enough."
+    if half is None or max(half.shape[:2]) < 1.5 * side:
+        return _everywhere(net, rgb, side, HINT)
+    return _everywhere(net, half, side, HINT) * np.float32([2] * 14 + [1])
+
+# %% ../nbs/parts/faces.ipynb #f01-filling
+def _search_filled(net, rgb, side, sure, least):
+    "Faces (N × 15) that fill the picture to its edge: the `sure` ones, or else all."
+    found = _search(net, rgb, side // 2, least, border=0.25)
+    good = found[found[:, 14] >= sure]
+    return good if len(good) else found
+
 # %% ../nbs/parts/faces.ipynb #f01-finderclass
-class FaceFinder(YuNet):
+class FaceFinder:
     "Finds faces with YuNet; one object may be shared by threads."
 
     def __init__(
@@ -261,7 +275,7 @@ class FaceFinder(YuNet):
         least: float = 0.5,  # the same, where no face is `sure`
         side: int = 640,  # longer side of the picture in the first pass, pixels
     ):
-        super().__init__()
+        self.net = YuNet()
         self.sure = sure
         self.least = least
         self.side = side
@@ -274,39 +288,29 @@ class FaceFinder(YuNet):
         "The faces, from as many passes as are needed."
         large = max(rgb.shape[:2]) > 2 * self.side and min(rgb.shape[:2]) >= SMALLEST
         half = halved(rgb, max(rgb.shape[:2]) / 2) if large else None
-        hints = self._first(rgb, half)
+        hints = _first_pass(self.net, rgb, half, self.side)
         found = suppress(hints[hints[:, 14] > self.least], self.least)
         good = found[found[:, 14] >= self.sure]
         if large:
-            good = added(good, _search_closer(self, half, hints, good, self.sure))
+            good = added(good, _search_closer(self.net, half, hints, good, self.sure))
         if len(good):
             return good
-        return found if len(found) else self._filled(rgb)
-
-    def _first(self, rgb, half):
-        "The first pass, from the half-size picture where that is large enough for it."
-        if half is None or max(half.shape[:2]) < 1.5 * self.side:
-            return _everywhere(self, rgb, self.side, HINT)
-        return _everywhere(self, half, self.side, HINT) * np.float32([2] * 14 + [1])
-
-    def _filled(self, rgb):
-        "Faces that fill the picture to the edge; the sure ones, or, where there are none, all."
-        found = _search(self, rgb, self.side // 2, self.least, border=0.25)
-        good = found[found[:, 14] >= self.sure]
-        return good if len(good) else found
+        if len(found):
+            return found
+        return _search_filled(self.net, rgb, self.side, self.sure, self.least)
 
 # %% ../nbs/parts/faces.ipynb #f01-blocks
 def _spread(a):
     return float(cv2.meanStdDev(a)[1][0, 0])
 
-
+# %% ../nbs/parts/faces.ipynb #f01-sharpness
 def _sharpness(grey):
     "Spread of the Laplacian against that of the picture, at 128 pixels."
     small = halved(grey, 256).astype(np.float32)
     small = cv2.resize(small, (128, 128), interpolation=cv2.INTER_AREA)
     return _spread(cv2.Laplacian(small, cv2.CV_32F)) / (_spread(small) + 2)
 
-
+# %% ../nbs/parts/faces.ipynb #f01-thinned
 def _thinned(grey, width, height):
     "Evenly chosen columns and rows of a picture, at most so many."
     size = min(grey.shape[1], width), min(grey.shape[0], height)
@@ -314,7 +318,7 @@ def _thinned(grey, width, height):
         return grey
     return cv2.resize(grey, size, interpolation=cv2.INTER_NEAREST)
 
-
+# %% ../nbs/parts/faces.ipynb #f01-blockiness
 def _blockiness(grey, first):
     "Steps at the borders of JPEG's blocks by those inside; column 0 is the picture's `first`."
     steps = cv2.absdiff(grey[:, 1:], grey[:, :-1])

@@ -57,7 +57,7 @@ def _longer_where_shared(found: list, longer: list) -> list:
     n = Counter(found)
     return [name if n[index] > 1 else index for index, name in zip(found, longer)]
 
-
+# %% ../nbs/parts/files.ipynb #fil-fileindices
 def file_indices(
     files: list,  # paths
     root: str | Path | None = None,  # a folder: the index is the path from here, ending and all
@@ -81,7 +81,7 @@ def short(value, most: int = 80) -> str:
     text = printable(str(value))
     return text if len(text) <= most else text[: most - 1] + '…'
 
-
+# %% ../nbs/parts/files.ipynb #fil-readbytes
 def read_bytes(file: str | Path) -> bytes:
     "What a file holds; a `ValueError` for a folder or a device, which has no end."
     file = Path(file)
@@ -100,7 +100,7 @@ def is_number(value) -> bool:
     real = isinstance(value, Real) and not isinstance(value, bool)
     return real and bool(-math.inf < value < math.inf)
 
-
+# %% ../nbs/parts/files.ipynb #fil-arenumbers
 def are_numbers(
     values,
     n: int | None = None,  # how many they must be; None: any number of them but none at all
@@ -119,7 +119,7 @@ def read_text(file: str | Path) -> str:
         name = short(Path(file).name, 200)
         raise ValueError(f'{name} is not a text in UTF-8: save it in that encoding.') from None
 
-
+# %% ../nbs/parts/files.ipynb #fil-readjson
 def read_json(file: str | Path):
     "What a JSON file holds; a `ValueError` with a sentence if it holds none."
     text = read_text(file)
@@ -141,6 +141,8 @@ NO_PICTURES = set(
     '.aae .xmp .mov .mp4 .m4v .avi .mkv .thm .lrv .db .ini .md .txt .csv .tsv .json .xml .html '
     '.pdf .zip .log .tmp .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf'.split()
 )
+
+# %% ../nbs/parts/files.ipynb #fil-starts
 BRANDS = b'avif', b'avis', b'heic', b'heix', b'hevc', b'mif1', b'msf1'
 STARTS = (
     b'\xff\xd8\xff',
@@ -203,7 +205,7 @@ ASIDE = {  # folders of the system, besides the hidden ones
     'system volume information',
 }
 
-
+# %% ../nbs/parts/files.ipynb #fil-whynot
 def _why_not(folder: os.DirEntry, recursive: bool) -> str:
     "Why a folder is not entered; empty if it is."
     if folder.name.startswith('.') or folder.name.lower() in ASIDE:
@@ -250,7 +252,7 @@ def _temporary(file: Path) -> Path:
     "A hidden name beside `file` that nobody uses."
     return file.with_name(f'.{file.name[:40]}.{uuid.uuid4().hex[:8]}.tmp')
 
-
+# %% ../nbs/parts/files.ipynb #fil-safely
 def _write_safely(file: Path, data) -> Path:  # the temporary file beside `file`
     "Write bytes, and return when the disk has them; an `OSError` names `file`, not another."
     temporary = _temporary(file)
@@ -271,7 +273,7 @@ def _is_no_file(file: Path) -> bool:
     "Is it there, but a device or a pipe?"
     return file.exists() and not (file.is_file() or file.is_dir())
 
-
+# %% ../nbs/parts/files.ipynb #fil-replace
 def _replace(temporary: Path, file: Path):
     "Move a file into its place; an `OSError` names `file`, and the other is gone in any case."
     try:
@@ -281,7 +283,7 @@ def _replace(temporary: Path, file: Path):
     finally:
         temporary.unlink(missing_ok=True)
 
-
+# %% ../nbs/parts/files.ipynb #fil-atomicwrite
 def atomic_write(file: str | Path, content: str | bytes) -> Path:
     "Write under a temporary name, then `os.replace`; on failure the old file is left as it was."
     file = Path(file)
@@ -303,7 +305,7 @@ def cell(value):
     text = printable(value)
     return f"'{text}" if text[:1] in FORMULA else text
 
-
+# %% ../nbs/parts/files.ipynb #fil-tocsv
 def to_csv(table, **options) -> str:  # of pandas' `to_csv`
     "A pandas table as the text of a CSV, without its index."
     table = table.copy()
@@ -355,7 +357,7 @@ def check_writable(
             taken = 'is a folder, and a file of that name is to be written.'
             raise OSError(f'{printable(folder / name)}: {taken}')
 
-
+# %% ../nbs/parts/files.ipynb #fil-checkfile
 def check_file_writable(file: str | Path | None) -> None:  # None: nothing is to be written
     "As `check_writable`, for one file."
     if file is not None and not _is_no_file(Path(file)):

@@ -49,13 +49,13 @@ def _no_frame(frame, frames):
     message = f'this upload: there is no frame {frame}; the file has {frames}.'
     return ImageError('no_such_frame', message)
 
-
+# %% ../nbs/parts/frames.ipynb #fr-toolarge
 def _small_enough(width, height, max_pixels):
     if width * height > max_pixels:
         limit = f'{width}×{height} is over the limit of {max_pixels:,} pixels'
         raise ImageError('too_large', f'this upload: {limit}; make it smaller.')
 
-
+# %% ../nbs/parts/frames.ipynb #fr-toofar
 def _near_enough(frame, pixels):
     if pixels > COMPOSED:
         limit = f'takes more than {COMPOSED:,} pixels of frames before it'
@@ -73,7 +73,7 @@ def _seek(im, frame):
         raise _no_frame(frame, 'fewer') from None
     return im
 
-
+# %% ../nbs/parts/frames.ipynb #fr-composed
 def _composed(data, frame, max_pixels):
     "A frame of a GIF, PNG or WebP, made of those that show; None for another format."
     size, frames = cut(data, frame)
@@ -99,7 +99,7 @@ def _read_later_frame(data, frame, max_pixels, formats):
         rgb = to_rgb(shown, notes.get('icc') or im.info.get('icc_profile'))
         return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 
-
+# %% ../nbs/parts/frames.ipynb #fr-readframe
 def read_frame(
     data: bytes,  # a file's content
     frame: int = 1,  # its number, from 1
@@ -119,14 +119,11 @@ def read_frame(
         raise ImageError('truncated', message) from None
 
 # %% ../nbs/parts/frames.ipynb #fr-preview
-SIDE = 1280  # longer side of a preview at most, pixels
-
-
 def is_heic(data: bytes) -> bool:  # a file's content
     "Is it a HEIC or HEIF, by its first bytes?"
     return data[4:8] == b'ftyp' and data[8:12] not in (b'avif', b'avis')
 
-
+# %% ../nbs/parts/frames.ipynb #fr-sideways
 def shown_sideways(data: bytes) -> bool:  # a file's content
     "Does a browser show it on its side, since XMP alone says how to turn it?"
     try:
@@ -135,6 +132,9 @@ def shown_sideways(data: bytes) -> bool:  # a file's content
             return upright_by_xmp(im, notes)
     except Exception:  # whatever it is, the reader will say
         return False
+
+# %% ../nbs/parts/frames.ipynb #fr-small
+SIDE = 1280  # longer side of a preview at most, pixels
 
 
 def preview(rgb: np.ndarray, side: int = SIDE) -> str:  # rgb: H × W × 3, uint8; a data URL
@@ -147,7 +147,7 @@ def preview(rgb: np.ndarray, side: int = SIDE) -> str:  # rgb: H × W × 3, uint
     _, jpeg = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])
     return 'data:image/jpeg;base64,' + base64.b64encode(jpeg.tobytes()).decode()
 
-
+# %% ../nbs/parts/frames.ipynb #fr-previewif
 def preview_if(wish: str, data: bytes, rgb: np.ndarray, frames: int) -> str:
     "A preview where `wish` is `always`, or `needed` and a browser may not show it; else empty."
     needed = wish == 'needed' and (frames > 1 or is_heic(data) or shown_sideways(data))

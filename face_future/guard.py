@@ -95,7 +95,7 @@ _CROSS_SITE = Problem(
     'A page of another web site asked; its origin must be listed in FACE_FUTURE_CORS.',
 )
 
-
+# %% ../nbs/parts/guard.ipynb #g06-foreignfn
 def foreign(method: str, headers: Mapping, hosts=(), origins=()):  # -> `Problem` or None
     "The refusal of a request that is for another host, or from another site's page."
     host = headers.get('host', '')
@@ -257,7 +257,7 @@ def _headers(rid):
         (b'referrer-policy', b'no-referrer'),
     ]
 
-
+# %% ../nbs/parts/guard.ipynb #g06-sendproblem
 async def _send_problem(problem, rid, send):
     "The answer that the application would give, from outside of it."
     response = JSONResponse(problem.body(rid), problem.status, problem.headers)
@@ -270,6 +270,12 @@ async def _dressed(message: dict, body: Body, rid: str) -> dict:
         return message
     closing = [] if await drain(body) else [(b'connection', b'close')]
     return {**message, 'headers': [*message.get('headers', []), *_headers(rid), *closing]}
+
+# %% ../nbs/parts/guard.ipynb #g06-asget
+def _noted(scope: dict, rid: str) -> dict:
+    "The scope with the request's id, which a handler outside the guard needs too; HEAD as GET."
+    scope.setdefault('state', {})['request_id'] = rid
+    return {**scope, 'method': 'GET'} if scope['method'] == 'HEAD' else scope
 
 # %% ../nbs/parts/guard.ipynb #g06-guarddef
 class Guard:
@@ -296,10 +302,7 @@ class Guard:
             return await self.app(scope, receive, send)
         body = Body(Headers(scope=scope), receive, self.memory, **self.limits)
         rid = request_id(body.headers)
-        # a handler outside the guard needs it too
-        scope.setdefault('state', {})['request_id'] = rid
-        if scope['method'] == 'HEAD':
-            scope = {**scope, 'method': 'GET'}  # the server drops the body
+        scope = _noted(scope, rid)
 
         async def answer(message):
             await send(await _dressed(message, body, rid))

@@ -26,6 +26,8 @@ from .reading import exif_turn, split_notes, upright_by_xmp
 log = logging.getLogger('face_future')
 _KINDS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'AVIF', 'HEIF')
 UPLOADS = [f for f in _KINDS if f in FORMATS]  # HEIF: where its package is installed
+
+# %% ../nbs/parts/headers.ipynb #h06-refused
 REFUSED = dict(
     empty=(422, 'The file is empty.'),
     truncated=(422, 'The file is damaged or cut off; send it again, or save it anew first.'),

@@ -61,7 +61,7 @@ def _quoted(figures_from) -> dict:
         quoted['evaluation'] = {**other['evaluation'], 'measured_on': where}
     return quoted
 
-
+# %% ../nbs/parts/held_out.ipynb #t03-finishfn
 def finish(
     out: str | Path,  # folder of the run
     dls,  # its loaders, of all held-out images

@@ -18,7 +18,7 @@ SIZES = 1_000_000, 48_000_000  # bytes of a block that may wait
 WAITING = 200_000_000  # bytes of all that wait, at most
 _waiting = {}  # its `id` -> block, the one that waits longest first
 
-
+# %% ../nbs/parts/jpeg.ipynb #j26-loan
 class _Loan:
     "A block of memory, which waits for the next picture when the last array in it is gone."
 
@@ -42,7 +42,7 @@ def _fitting(size):
             return block  # and no other thread has it
     return np.empty(size, np.uint8)
 
-
+# %% ../nbs/parts/jpeg.ipynb #j26-memoryfor
 def memory_for(size: int) -> np.ndarray:  # `size` bytes, uint8, with anything in them
     "Memory for a picture: where possible that of an earlier one which nobody uses any more."
     if not SIZES[0] <= size <= SIZES[1]:

@@ -85,10 +85,6 @@ def _check_row(path: str, word: str, split: str):
     check_word(f'split of {short(path)}', split, ('train', 'valid', ''))
 
 # %% ../nbs/parts/label_table.ipynb #tab-table
-# Names that are no UTF-8 are text to Python, but not to pyarrow, which pandas takes where it is.
-_python_text = pd.option_context('mode.string_storage', 'python')
-
-
 def _check_cells(df: pd.DataFrame):
     "A `LabelError` for a list or an object where a text belongs."
     for c in {*COLUMNS, 'family'} & set(df):
@@ -96,6 +92,10 @@ def _check_cells(df: pd.DataFrame):
         if nested.any():
             odd = short(df[c][nested].iloc[0])
             raise LabelError(f'{c} must be a text in every row, and is {odd} in {nested.sum()}')
+
+# %% ../nbs/parts/label_table.ipynb #tab-textcolumns
+# Names that are no UTF-8 are text to Python, but not to pyarrow, which pandas takes where it is.
+_python_text = pd.option_context('mode.string_storage', 'python')
 
 
 @_python_text
@@ -282,7 +282,7 @@ def _read_facts(side: Path) -> dict:
     whole = isinstance(facts, dict) and all(isinstance(facts.get(k), t) for k, t in kinds.items())
     return facts if whole else {}
 
-
+# %% ../nbs/parts/label_table.ipynb #tab-readmeta
 def _read_meta(json_file: Path, fake_means: str | None, vouched: bool) -> dict:
     "The meta file's facts; a `LabelError` if it lacks some, is stale, or contradicts `fake_means`."
     side = json_file.with_suffix('.meta.json')
@@ -313,7 +313,16 @@ def _todays_rows(rows: list[dict], name: str) -> list[dict]:
         notice(f'the column {old}', new, name)
     return [{k: v for k, v in renamed(row, LABELS).items() if k != 'index'} for row in rows]
 
+# %% ../nbs/parts/label_table.ipynb #tab-there
+def _check_there(labels, name: str):
+    "A `LabelError` if not one of the pictures is where it should be."
+    if not any(f.exists() for f in labels.files):
+        raise LabelError(
+            f'not one of the {len(labels)} images of {name} lies under {labels.root}: '
+            'if they were moved, say where to with --root (root=)'
+        )
 
+# %% ../nbs/parts/label_table.ipynb #tab-loadfn
 @patch(cls_method=True)
 def load(
     cls: Labels,
@@ -335,9 +344,6 @@ def load(
         meta.get('seed'),
         meta.get('valid_pct'),
     )
-    if not must_exist or any(f.exists() for f in labels.files):
-        return labels
-    raise LabelError(
-        f'not one of the {len(labels)} images of {json_file.name} lies under {labels.root}: '
-        'if they were moved, say where to with --root (root=)'
-    )
+    if must_exist:
+        _check_there(labels, json_file.name)
+    return labels

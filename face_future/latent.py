@@ -105,7 +105,7 @@ def _open_half(file) -> dict:  # name -> tensor; or a TorchScript
         kinds = 'neither safetensors that are whole, nor TorchScript'
         raise ValueError(f'{file.name}: {kinds} ({type(e).__name__}).') from e
 
-
+# %% ../nbs/parts/latent.ipynb #e01e-load
 def _load_half(file, make):
     "A network from safetensors in TAEF2's layout (`make` builds it), or from TorchScript."
     file = Path(file)
@@ -272,7 +272,7 @@ def _bytes_of(file):
     except OSError:
         return b''
 
-
+# %% ../nbs/parts/latent.ipynb #e01e-found
 def _found_or_made(file, face, autoencoder, settings, folder):
     "A photograph's `Pair`, from the folder or made now; None where the file can't be read."
     data = _bytes_of(file)

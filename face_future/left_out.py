@@ -46,7 +46,7 @@ def _compared(run):
             if enough and (fakes.unseen.all() or photos.unseen.all()):
                 yield fakes, photos
 
-
+# %% ../nbs/parts/left_out.ipynb #p07l-lefttable
 def left_out_table(
     scores: pd.DataFrame,  # tables of `left_out_scores`, one under the other
 ) -> pd.DataFrame:  # left_out, fake, real, n_fake, n_real, auroc, lo, hi (95 %)
@@ -82,7 +82,7 @@ def _as_bools(column, name: str) -> pd.Series:
         raise ValueError(f'{name} must be True or False, not {short(odd.iloc[0])!r}.')
     return words == 'true'
 
-
+# %% ../nbs/parts/left_out.ipynb #p07l-numbers
 def _as_numbers(column, name: str) -> pd.Series:
     "Numbers, nan where a cell is empty; a `ValueError` for words."
     numbers = pd.to_numeric(column, errors='coerce')
@@ -91,7 +91,7 @@ def _as_numbers(column, name: str) -> pd.Series:
         raise ValueError(f'{name} must be a number, not {short(odd.iloc[0])!r}.')
     return numbers
 
-
+# %% ../nbs/parts/left_out.ipynb #p07l-readleft
 def read_left_out(file: str | Path) -> pd.DataFrame:  # for `choose`
     "Scores of `write_left_out` that their network had not seen, without a quality issue."
     t = read_csv(file).rename(columns=SCORES)

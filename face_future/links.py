@@ -164,7 +164,7 @@ async def picture_of(response, limit: int) -> bytes:  # limit: bytes
 # %% ../nbs/parts/links.ipynb #li-follow
 _ASK = {'User-Agent': 'face_future', 'Accept': 'image/*', 'Accept-Encoding': 'identity'}
 
-
+# %% ../nbs/parts/links.ipynb #li-followfn
 async def follow(
     url: str,
     limit: int,  # bytes

@@ -20,16 +20,20 @@ import pandas as pd
 from .files import read_bytes, short
 from .label_table import LabelError, Labels
 
+# %% ../nbs/parts/manifests.ipynb #man-unzipped
+def _unzipped(data: bytes, name: str) -> bytes:
+    "What a gzip holds, and other data as they are; a `LabelError` for a damaged gzip."
+    if not data.startswith(b'\x1f\x8b'):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (EOFError, OSError, zlib.error):
+        raise LabelError(f'{name} is a gzip that is damaged or cut off: make it anew') from None
+
 # %% ../nbs/parts/manifests.ipynb #lab-manifest
 def _decoded(file: Path) -> str:
     "The text of a CSV in UTF-8 or UTF-16, maybe gzipped; a `LabelError` for other encodings."
-    data = read_bytes(file)
-    try:
-        data = gzip.decompress(data) if data.startswith(b'\x1f\x8b') else data
-    except (EOFError, OSError, zlib.error):
-        raise LabelError(
-            f'{file.name} is a gzip that is damaged or cut off: make it anew'
-        ) from None
+    data = _unzipped(read_bytes(file), file.name)
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode('utf-16' if is_utf16 else 'utf-8-sig')
@@ -57,7 +61,7 @@ def _table(text: str, name: str) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
         raise LabelError(f'{name} is not a table: {e}') from None
 
-
+# %% ../nbs/parts/manifests.ipynb #man-readcsv
 def read_csv(file: str | Path) -> pd.DataFrame:
     "A CSV as text, separated by commas, semicolons or tabs; column names in lower case."
     file = Path(file)
@@ -70,13 +74,13 @@ def read_csv(file: str | Path) -> pd.DataFrame:
     return df
 
 # %% ../nbs/parts/manifests.ipynb #man-manifest
-KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest
-
-
 def _with_slashes(path: str, root: Path) -> str:
     "A path written as in Windows with our slashes; one whose file is there as written stays."
     there = os.sep == '/' and os.path.lexists(os.path.join(root, path))
     return path if there else path.replace('\\', '/')
+
+# %% ../nbs/parts/manifests.ipynb #man-known
+KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest
 
 
 def _read_known(csv: Path, root: Path) -> pd.DataFrame:

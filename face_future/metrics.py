@@ -286,14 +286,14 @@ def accuracy_gain(
 # %% ../nbs/parts/metrics.ipynb #e07-reportfn
 MANY = 12  # from so many pairs on, the photographs of all sources stand together
 
-
+# %% ../nbs/parts/metrics.ipynb #e07-oneclass
 def _one_class(source, fake) -> tuple[list, list]:
     "Sources of fakes only, and of photographs only, sorted."
     fakes = set(source[fake])
     photos = set(source[~fake])
     return sorted(fakes - photos), sorted(photos - fakes)
 
-
+# %% ../nbs/parts/metrics.ipynb #e07-pairs
 def pairs(source: ArrayLike, fake: ArrayLike) -> list:  # of (name, mask N)
     "What is compared: sources with both classes, else fakes with photographs; and `pooled`."
     source = np.asarray(source)

@@ -88,6 +88,8 @@ def _many(value) -> bool:
 REQUIRED = ('arch', 'preprocess', 'classes', 'fake_means')
 _TEXT = ('a text', lambda x: isinstance(x, str))
 _OBJECT = ('an object', lambda x: isinstance(x, Mapping))
+
+# %% ../nbs/parts/model_config.ipynb #s01d-types
 TYPES = {  # of a setting, where it is given: what it must be, and a test of it
     'arch': ('the name of a network', lambda x: isinstance(x, str) and bool(x)),
     'temperature': ('a number above 0', lambda x: is_number(x) and x > 0),
@@ -103,7 +105,7 @@ TYPES = {  # of a setting, where it is given: what it must be, and a test of it
     'recipe': _OBJECT,
 }
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-checktypes
 def _check_types(settings: Mapping):
     "A `WeightsError` for a setting that is given and of another type than it must be."
     for key, (what, fits) in TYPES.items():
@@ -258,7 +260,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 # %% ../nbs/parts/model_config.ipynb #s01d-notes
 FIXED = {1: 8, 5: 4}  # bytes of a field, by its wire type
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-fields
 def _fields(data: bytes) -> Iterator[tuple]:
     "The fields of a protobuf message: number, and bytes or int; an `IndexError` if it is cut off."
     at = 0
@@ -326,6 +328,16 @@ def read_settings(file: str | Path) -> dict | None:  # None: it has none
         raise WeightsError(f'{file.name}: the settings inside are damaged ({error}).') from error
     return renamed(settings, SETTINGS)
 
+# %% ../nbs/parts/model_config.ipynb #s01d-oldfigures
+def _old_figures(metrics):
+    "The two figures that a run of version 0.1 kept, as rows."
+    bounds = dict(auroc=('auc_lo', 'auc_hi', 'Newcombe'), accuracy=('acc_lo', 'acc_hi', 'Wilson'))
+    return [
+        dict(pair='all', metric=k, value=metrics[k], lo=metrics[lo], hi=metrics[hi], how=how)
+        for k, (lo, hi, how) in bounds.items()
+        if lo in metrics
+    ]
+
 # %% ../nbs/parts/model_config.ipynb #s01d-one
 def one_evaluation(settings: dict) -> dict:
     "The settings with one set of figures: early files keep others under `metrics`."
@@ -341,16 +353,6 @@ def one_evaluation(settings: dict) -> dict:
             images=old.get('n'), unsure=old.get('unsure', 0), views=views, figures=figures
         )
     return s
-
-
-def _old_figures(metrics):
-    "The two figures that a run of version 0.1 kept, as rows."
-    bounds = dict(auroc=('auc_lo', 'auc_hi', 'Newcombe'), accuracy=('acc_lo', 'acc_hi', 'Wilson'))
-    return [
-        dict(pair='all', metric=k, value=metrics[k], lo=metrics[lo], hi=metrics[hi], how=how)
-        for k, (lo, hi, how) in bounds.items()
-        if lo in metrics
-    ]
 
 # %% ../nbs/parts/model_config.ipynb #s01d-seed
 ORIGINAL = dict(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONVENTION', 'FROM_WEIGHTS', 'noted_commit', 'repository_commit', 'commit', 'Loose', 'Preprocessing', 'Figure',
-           'Evaluation', 'Guarantee', 'ServiceLimits', 'Build', 'ModelInfo', 'model_info', 'build']
+           'Evaluation', 'Guarantee', 'ServiceLimits', 'Build', 'ModelInfo', 'build', 'model_info']
 
 # %% ../nbs/parts/model_info.ipynb #mi-imports
 import json
@@ -32,7 +32,7 @@ def noted_commit(note: str | None) -> str:  # the text of `direct_url.json`
     except (ValueError, AttributeError):
         return ''
 
-
+# %% ../nbs/parts/model_info.ipynb #mi-repository
 def repository_commit(folder: Path) -> str:  # of the package
     "The commit of the repository that `folder` lies in, if it is the package's own; else empty."
     if not (folder.parent / '.git').exists():
@@ -62,7 +62,7 @@ class Loose(BaseModel):
 
     model_config = ConfigDict(extra='allow')
 
-
+# %% ../nbs/parts/model_info.ipynb #mi-preprocessing
 class Preprocessing(Loose):
     "From a picture to the network's input."
 
@@ -89,13 +89,13 @@ class Figure(Loose):
     n_real: Optional[int] = None
     n_fake: Optional[int] = None
 
-
+# %% ../nbs/parts/model_info.ipynb #mi-figures
 class Evaluation(Loose):
     "How often the weights err, on pictures that training never saw."
 
     figures: list[Figure] = []
 
-
+# %% ../nbs/parts/model_info.ipynb #mi-guarantee
 class Guarantee(Loose):
     "What the thresholds were chosen to hold on held-out sources."
 
@@ -115,7 +115,7 @@ class ServiceLimits(BaseModel):
     formats: list[str] = Field([], description='File formats, as JPEG.')
     fetch_urls: bool = Field(False, description='May a picture be given by its address?')
 
-
+# %% ../nbs/parts/model_info.ipynb #mi-build
 class Build(BaseModel):
     "Which code runs."
 
@@ -159,7 +159,13 @@ CONVENTION = dict(
 )
 FROM_WEIGHTS = [k for k in ModelInfo.model_fields if k not in ('build', 'limits', *SETTINGS)]
 
+# %% ../nbs/parts/model_info.ipynb #mi-buildfn
+def build(predictor) -> dict:  # fields of `Build`
+    "The version, the commit, and what runs the network."
+    backend = getattr(predictor.backend, 'name', '')
+    return dict(version=__version__, commit=commit(), backend=backend)
 
+# %% ../nbs/parts/model_info.ipynb #mi-info
 def model_info(service) -> dict:  # fields of `ModelInfo`; `service`: a running `Service`
     "What `GET /model` answers."
     known = service.predictor.settings
@@ -173,9 +179,3 @@ def model_info(service) -> dict:  # fields of `ModelInfo`; `service`: a running 
     limits = {k: getattr(service.settings, k) for k in ServiceLimits.model_fields if k != 'formats'}
     limits['formats'] = [f for f in UPLOADS if f != 'MPO']  # which people know as JPEG
     return dict(**with_old_names(about, SETTINGS), build=build(service.predictor), limits=limits)
-
-
-def build(predictor) -> dict:  # fields of `Build`
-    "The version, the commit, and what runs the network."
-    backend = getattr(predictor.backend, 'name', '')
-    return dict(version=__version__, commit=commit(), backend=backend)

@@ -63,7 +63,7 @@ def _read_card(file) -> dict:
         raise ValueError(f'{Path(file).name} must hold an object, not {short(words)}.')
     return words
 
-
+# %% ../nbs/parts/pack.ipynb #k07e-settings2
 def _settings(predictor, views, about, card) -> dict:
     "What the run's file says, and what is said anew."
     s = {k: v for k, v in predictor.settings.items() if k not in ('name', 'sha256')}

@@ -24,7 +24,7 @@ CSP = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-
+# %% ../nbs/parts/pages.ipynb #w60-staticfn
 def static(path: str, content: bytes, kind: str, name: str, policy: str = CSP) -> Route:
     "A route to something that does not change while the server runs; `kind` is its media type."
     headers = {'Content-Security-Policy': policy, 'Cache-Control': 'no-cache'}
@@ -42,7 +42,7 @@ PAGE = {
     '/page_texts.js': ('page_texts.js', 'text/javascript; charset=utf-8'),
 }
 
-
+# %% ../nbs/parts/pages.ipynb #w60-addpage
 def add_page(app):
     "The page at `/`, its style sheet and its script."
     folder = package_files('face_future')
@@ -58,7 +58,7 @@ SWAGGER = {
     'favicon-32x32.png': 'image/png',
 }
 
-
+# %% ../nbs/parts/pages.ipynb #w60-docspagefn
 def _docs_page():
     "Swagger UI's page, with addresses of our own."
     bundle, style, icon = (f'docs/{name}' for name in SWAGGER)
@@ -96,7 +96,7 @@ ABOUT = (
     'look closer, never proof.'
 )
 
-
+# %% ../nbs/parts/pages.ipynb #pg-described
 def described_app(lifespan) -> FastAPI:  # see `FastAPI` for `lifespan`
     "An application without endpoints that says what it is."
     return FastAPI(

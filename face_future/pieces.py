@@ -90,7 +90,7 @@ def webp_pieces(data: bytes) -> int:  # chunks
 # %% ../nbs/parts/pieces.ipynb #p15-tiff
 _STRIPS = (0x111, 0x144)  # tags: where the strips, or the tiles, begin
 
-
+# %% ../nbs/parts/pieces.ipynb #p15-tiffpieces
 def tiff_pieces(data: bytes) -> int:  # 0 where it can't be told
     "How many strips, tiles or entries the first directory of a TIFF has."
     end = '<' if data[:2] == b'II' else '>'

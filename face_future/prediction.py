@@ -122,11 +122,11 @@ def detect_crops(
     ]
     return Crops(crops, len(found) - len(crops))
 
-# %% ../nbs/parts/prediction.ipynb #p04-prediction
+# %% ../nbs/parts/prediction.ipynb #p04-doubts
 # The reasons that are the network's; all others are quality issues of the picture.
 DOUBTS = ('views_disagree', 'close_call')
 
-
+# %% ../nbs/parts/prediction.ipynb #p04-prediction
 @dataclass
 class Scores:
     "The network's scores of N crops, in the world's sense: fake is synthesised or manipulated."
@@ -153,6 +153,13 @@ class Scores:
     def __len__(self):
         return len(self.logit)
 
+# %% ../nbs/parts/prediction.ipynb #p04a-confidence
+def _confidence(p_fake, threshold):
+    "From .5 at the threshold to 1 where `p_fake` is 0 or 1."
+    above = (p_fake - threshold) / max(1 - threshold, 1e-6)
+    below = (threshold - p_fake) / max(threshold, 1e-6)
+    return 0.5 + 0.5 * np.where(p_fake >= threshold, above, below)
+
 # %% ../nbs/parts/prediction.ipynb #p04a-verdicts
 class CropVerdicts(Scores):
     "The verdict of each crop."
@@ -176,11 +183,24 @@ class CropVerdicts(Scores):
     @property
     def confidence(self) -> np.ndarray:  # N, in [.5, 1]
         "In the label: .5 at the threshold, 1 where `p_fake` is 0 or 1."
-        p = self.p_fake
-        t = self.threshold
-        above = (p - t) / max(1 - t, 1e-6)
-        below = (t - p) / max(t, 1e-6)
-        return 0.5 + 0.5 * np.where(p >= t, above, below)
+        return _confidence(self.p_fake, self.threshold)
+
+# %% ../nbs/parts/prediction.ipynb #p04a-deciding
+def _picture_threshold(scores, crop):
+    "The threshold for the picture of this crop: it rises with the faces."
+    picture = scores.image == scores.image[crop]
+    faces = int((picture & (scores.quality_issue == '')).sum())
+    return threshold_for(faces, scores.threshold, scores.many_faces)
+
+# %% ../nbs/parts/prediction.ipynb #p04a-pictverdict
+def _picture_verdict(scores, crop):
+    "The verdict and reason of the picture that this crop decides."
+    verdict = str(scores.verdict[crop])
+    if verdict == 'fake' and scores.p_fake[crop] < _picture_threshold(scores, crop):
+        return 'unsure', 'close_call'
+    if verdict == 'real' and scores.left_out[crop] > 0:
+        return 'unsure', 'faces_left_out'
+    return verdict, str(scores.unsure_reason[crop])
 
 # %% ../nbs/parts/prediction.ipynb #p04a-class
 class Prediction(CropVerdicts):
@@ -196,26 +216,12 @@ class Prediction(CropVerdicts):
     @property
     def pictures(self) -> list:  # (verdict, reason) of each picture
         "The verdict and reason of each picture."
-        return [self._picture(crop) for crop in self.deciding]
-
-    def _threshold(self, crop):
-        "The threshold for the picture of this crop: it rises with the faces."
-        faces = int(((self.image == self.image[crop]) & (self.quality_issue == '')).sum())
-        return threshold_for(faces, self.threshold, self.many_faces)
+        return [_picture_verdict(self, crop) for crop in self.deciding]
 
     @property
     def picture_threshold(self) -> np.ndarray:  # one a picture; infinite where none is known
         "The `p_fake` from which each picture is called fake."
-        return np.array([self._threshold(crop) for crop in self.deciding])
-
-    def _picture(self, crop):
-        "The verdict and reason of the picture that this crop decides."
-        verdict = str(self.verdict[crop])
-        if verdict == 'fake' and self.p_fake[crop] < self._threshold(crop):
-            return 'unsure', 'close_call'
-        if verdict == 'real' and self.left_out[crop] > 0:
-            return 'unsure', 'faces_left_out'
-        return verdict, str(self.unsure_reason[crop])
+        return np.array([_picture_threshold(self, crop) for crop in self.deciding])
 
     @property
     def picture_verdict(self) -> np.ndarray:  # one a picture

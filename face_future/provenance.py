@@ -23,7 +23,7 @@ def _git(folder, *words):
         ['git', *words], cwd=folder, text=True, stderr=subprocess.DEVNULL
     ).strip()
 
-
+# %% ../nbs/parts/provenance.ipynb #p03-commit
 def git_commit(
     folder: str | Path | None = None,  # of the package; None: this one
 ) -> str:
@@ -47,7 +47,7 @@ def versions() -> dict:
         'timm': version('timm'),
     }
 
-
+# %% ../nbs/parts/provenance.ipynb #p03-recipe
 def _names(files):
     "File names with commas, without their folders."
     return ','.join(Path(f).name for f in files.split(',')) if files else ''

@@ -143,7 +143,7 @@ _SIZES = dict(zip(range(1, 19), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 2, 8, 8,
 _NEEDED = {*range(254, 267), *range(273, 282), 284, 292, 293, 317, 320, *range(322, 326)}
 _NEEDED |= {332, 336, 338, 339, 347, *range(512, 522), *range(529, 533), 34675, 50674}
 
-
+# %% ../nbs/parts/reading.ipynb #r01-tifftags
 def _tiff_tags(data):
     "The tags of a TIFF's first directory, as (where, tag, type, count), and the format of each."
     order, large = _TIFFS[data[:4]], b'+' in data[2:4]
@@ -224,7 +224,7 @@ def _noted_turn(im, notes) -> tuple:  # 1 to 8, and what says so: `exif`, `xmp`,
     found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', notes.get('xmp', b''))
     return (int(found[1]), 'xmp') if found else (1, '')
 
-
+# %% ../nbs/parts/reading.ipynb #r01-exifturn
 def exif_turn(im, notes: dict) -> int:  # 1 (not at all) to 8, as in EXIF
     "How an opened image is to be turned, by its metadata."
     return _noted_turn(im, notes)[0]
@@ -235,7 +235,7 @@ def upright_by_xmp(im, notes: dict) -> bool:
     number, by = _noted_turn(im, notes)
     return number != 1 and by == 'xmp'
 
-
+# %% ../nbs/parts/reading.ipynb #r01-turnfn
 def turn(im, notes: dict):  # a PIL `Transpose`, or None
     "How to set an opened image upright, by its metadata."
     return _TURNS.get(exif_turn(im, notes))

@@ -94,7 +94,7 @@ LIMITS = {
 }
 SCHEDULES = ('one_cycle', 'flat')
 
-
+# %% ../nbs/parts/recipe.ipynb #rcp-checklimits
 def check_limits(recipe: Recipe):
     "A `ValueError` for a number out of its limits, or an unknown schedule."
     for name, (low, high) in LIMITS.items():

@@ -57,7 +57,7 @@ def notice(old: str, new: str, where: str = ''):
         file=sys.stderr,
     )
 
-
+# %% ../nbs/parts/renamed.ipynb #ren-newoption
 def _new_option(arg: str, before: str, known: Collection[str]) -> str:
     "An argument of a command that has the options `known` by today's names; `before`: the last."
     option, equals, value = arg.partition('=')
@@ -70,7 +70,7 @@ def _new_option(arg: str, before: str, known: Collection[str]) -> str:
         return option * bool(equals) + equals + VIEWS[value or arg]
     return arg
 
-
+# %% ../nbs/parts/renamed.ipynb #ren-newoptions
 def new_options(args: Sequence[str], known: Collection[str]) -> list[str]:
     "The arguments of a command that has the options `known`, all by today's names."
     end = list(args).index('--') if '--' in args else len(args)

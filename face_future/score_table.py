@@ -59,7 +59,7 @@ def _as_written(path: str, written: set) -> str:  # written: the images, as `fil
     spellings = path, cell(path), cell(path.replace('\\', '/'))
     return next((p for p in spellings if p in written), path)
 
-
+# %% ../nbs/parts/score_table.ipynb #e07-checktable
 def _check_table(got, name):
     "A `ValueError` for a table without the columns, or without rows."
     if missing := {'path', 'score'} - set(got.columns):
@@ -70,7 +70,7 @@ def _check_table(got, name):
     if not len(got):
         raise ValueError(f'{name} has no rows: it needs one an image.')
 
-
+# %% ../nbs/parts/score_table.ipynb #e07-readscores
 def read_scores(
     file: str | Path,  # CSV with columns path and score; maybe verdict (real, fake, unsure)
     rows: pd.DataFrame,  # a labels file's rows: path, …

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COUNTED', 'SIZES', 'SECONDS', 'TOY', 'forget_dead', 'reserve', 'Registry', 'seconds_buckets', 'Metrics',
-           'make_red_detector', 'RedIsFake', 'BatchPredictor', 'shared', 'decoders_for', 'links_for', 'model_of',
-           'timing_ms', 'one_of', 'stuck', 'Engine', 'Service', 'load_predictor']
+           'make_red_detector', 'RedIsFake', 'answer_fields', 'BatchPredictor', 'shared', 'decoders_for', 'links_for',
+           'model_of', 'timing_ms', 'one_of', 'stuck', 'Engine', 'Service', 'load_predictor']
 
 # %% ../nbs/parts/service.ipynb #e06-imports
 import asyncio
@@ -132,7 +132,7 @@ class Metrics(Registry):
 # %% ../nbs/parts/service.ipynb #e06-redlook
 TOY = dict(size=64, crop='face')  # of a `Preprocess`
 
-
+# %% ../nbs/parts/service.ipynb #e06-reddetector
 def make_red_detector():
     "For tests: what `RedIsFake` finds in a picture, for a process that decodes."
     from face_future.data import Preprocess
@@ -201,6 +201,14 @@ class RedIsFake:
         time.sleep(self.nap)
         return _red_prediction(crops)
 
+# %% ../nbs/parts/service.ipynb #e06-fields
+def answer_fields(p, known: dict, explain: bool, preprocess, zero: float) -> dict:
+    "One picture's fields: what is `known` of the file, and what its `Prediction` says."
+    image = known['image']
+    left_out = known['faces_left_out']
+    said = compose(p, preprocess, image['height'], image['width'], explain, zero, left_out)
+    return known | said
+
 # %% ../nbs/parts/service.ipynb #e06-judgedef
 class BatchPredictor:
     "From crops to the fields of answers. May be called by many threads."
@@ -217,20 +225,10 @@ class BatchPredictor:
         out = []
         for batch in gather([len(crops) for _, crops, _ in items], self.settings.batch):
             predictions = self.predict([items[k][1] for k in batch])
-            out += [self.compose(p, *items[k]) for k, p in zip(batch, predictions)]
+            for k, p in zip(batch, predictions):
+                known, _, explain = items[k]
+                out.append(answer_fields(p, known, explain, self.predictor.preprocess, self.zero))
         return out
-
-    def compose(self, p, known: dict, crops, explain: bool):
-        "One picture's fields."
-        return known | compose(
-            p,
-            self.predictor.preprocess,
-            known['image']['height'],
-            known['image']['width'],
-            explain,
-            self.zero,
-            known['faces_left_out'],
-        )
 
     def predict(self, crops):
         "A `Prediction` for each picture."

@@ -11,14 +11,7 @@ import os
 import re
 from typing import Annotated, Optional
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .guard import host_name
 
@@ -111,7 +104,7 @@ def _keys(text: str) -> str:
         raise ValueError(f'there is no key in it; {OPEN_TO_ALL}: give a key, or leave it out')
     return text
 
-
+# %% ../nbs/parts/settings.ipynb #t06-store
 def _store(url: str) -> str:
     if url and not re.match('rediss?://.', url):
         raise ValueError(f'{url!r} is no address of Redis; one looks like redis://host:6379')
@@ -125,7 +118,7 @@ def _origins(text: str) -> str:
             raise ValueError(f'{o!r} is no origin; one looks like https://news.example')
     return ','.join(origins)
 
-
+# %% ../nbs/parts/settings.ipynb #t06-hosts
 def _hosts(text: str) -> str:
     for h in listed(text):
         if h != '*' and host_name(h) != h.lower():
@@ -174,7 +167,7 @@ OTHERS = [  # variables of the command line
     for k in ('HOST', 'PORT', 'WORKERS', 'CACHE', 'SHARED', 'TRUST', 'DRAIN', 'COMMIT')
 ]
 
-
+# %% ../nbs/parts/settings.ipynb #t06-misspeltfn
 def _misspelt(name: str, known: list) -> str:
     "What is wrong with a variable's name; empty where it is known, or another program's."
     ours = name.upper().startswith('FACE_FUTURE_')

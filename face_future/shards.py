@@ -87,7 +87,7 @@ def _folder_rows(folder, recursive) -> Iterator:
         inside = f.relative_to(base) if f.is_relative_to(base) else f.name
         yield printable(Path(inside).as_posix()), address_of(f)
 
-
+# %% ../nbs/parts/shards.ipynb #sh1-bucket
 def _bucket_rows(url) -> Iterator:
     "Pictures of a bucket, with all that lies under `url`."
     store = Store(url)
@@ -105,7 +105,7 @@ def _beside(address: str, folder: str) -> str:
         return address
     return posixpath.join(folder, address)
 
-
+# %% ../nbs/parts/shards.ipynb #sh1-listrows
 def _list_rows(file) -> Iterator:
     "Pictures of a text file, an address a line."
     store = Store(file)
@@ -131,7 +131,7 @@ def _parquet_file(f, file):
         advice = 'no Parquet table, or a damaged one; make it anew'
         raise ValueError(f'{printable(file)}: {advice}.') from None
 
-
+# %% ../nbs/parts/shards.ipynb #sh1-tablerows
 def _table_rows(file) -> Iterator:
     "Pictures of a Parquet table with a column `path` or `url`, and perhaps `id`."
     store = Store(file)
@@ -168,7 +168,7 @@ COUNTS = {'faces', 'faces_left_out'}
 FACE_COLUMNS = ['index', 'file', *BOX, *VERDICT_COLUMNS]
 PICTURE_COLUMNS = ['index', 'file', *VERDICT_COLUMNS, *sorted(COUNTS), 'evidence', 'error', 'path']
 
-
+# %% ../nbs/parts/shards.ipynb #sh1-parquet
 def parquet(rows: list, columns: list) -> bytes:
     "A table of these columns; text but for `NUMBERS` and `COUNTS`; what a row lacks is null."
     import pyarrow as pa
@@ -192,7 +192,7 @@ def _fresh(rows, seen: set) -> Iterator:
             seen.add(d)
             yield dict(id=i, path=address)
 
-
+# %% ../nbs/parts/shards.ipynb #sh1-groups
 def _groups(rows, size: int) -> Iterator:
     "Lists of `size` rows; the last may be shorter."
     group = []
@@ -278,12 +278,12 @@ def write_shard(plan: Plan, shard: str, rows: list) -> None:
     plan.store.write(f'faces/{shard}.parquet', parquet(faces, FACE_COLUMNS))
     plan.store.write(f'predictions/{shard}.parquet', parquet(pictures, PICTURE_COLUMNS))
 
-
+# %% ../nbs/parts/shards.ipynb #sh1-finished
 def finished(plan: Plan) -> set:
     "Names of the shards whose results are there."
     return {n.removesuffix('.parquet') for n in plan.store.names('predictions')}
 
-
+# %% ../nbs/parts/shards.ipynb #sh1-sweep
 def sweep(plan: Plan) -> int:  # how many there were
     "Take away what kills left half written, once all is finished."
     if not plan.store.local:

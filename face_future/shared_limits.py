@@ -32,7 +32,7 @@ def _check_installed():
 PATIENCE = 0.5  # seconds that Redis may take
 REST = 5.0  # seconds for which it isn't asked after a failure
 
-
+# %% ../nbs/parts/shared_limits.ipynb #sl1-limiter
 def _limiter(per_minute: float, url: str):
     "What counts in Redis, and the rate as so many requests in so many minutes."
     from limits import RateLimitItemPerMinute

@@ -32,7 +32,7 @@ def rings(n: int) -> tuple:
     w = np.hanning(n + 2)[1:-1]
     return np.rint(np.hypot(f[:, None], f) * 32).astype(int).ravel(), np.outer(w, w)
 
-
+# %% ../nbs/parts/shortcuts.ipynb #sho-spectrum
 def spectrum(grey: np.ndarray) -> np.ndarray:
     "Mean log10 power in 16 rings up to Nyquist of an H×W picture's middle square; NaN below 32 px."
     n = min(*grey.shape, 256)
@@ -46,9 +46,6 @@ def spectrum(grey: np.ndarray) -> np.ndarray:
     return (np.bincount(ring, power) / np.bincount(ring))[1:17]
 
 # %% ../nbs/parts/shortcuts.ipynb #aud-traits
-TRAITS = 'format', 'mode', 'jpeg', 'bytes', 'width', 'height', 'grey', 'colour', 'spectrum'
-
-
 def header(file: str | Path) -> dict:
     "Format, mode, and a hash of the JPEG tables; `unknown` where Pillow can't open the file."
     try:
@@ -58,6 +55,9 @@ def header(file: str | Path) -> dict:
     except Exception:
         return dict(format='unknown', mode='unknown', jpeg='')  # decoders raise all there is
     return dict(facts, jpeg=sha256(repr(sorted(tables.items())))[:8] if tables else '')
+
+# %% ../nbs/parts/shortcuts.ipynb #sho-traits
+TRAITS = 'format', 'mode', 'jpeg', 'bytes', 'width', 'height', 'grey', 'colour', 'spectrum'
 
 
 def traits(file: str | Path, rgb: np.ndarray) -> dict:
@@ -84,7 +84,7 @@ def auc_interval(y, score) -> dict:
     "AUROC of `score` for the 0/1 labels `y` with its 95 % interval (auc, lo, hi)."
     return {k: round(v, 4) for k, v in zip(('auc', 'lo', 'hi'), auroc_interval(y, score))}
 
-
+# %% ../nbs/parts/shortcuts.ipynb #sho-probe
 def probe(X, y) -> dict:
     "`auc_interval` of a logistic regression on features (N×k), each fifth scored by the others."
     from sklearn.linear_model import LogisticRegression
@@ -113,13 +113,13 @@ def number_auc(v: pd.Series, y) -> dict:
     both = [auc_interval(y, sign * v.astype(float)) for sign in (1, -1)]
     return max(both, key=lambda a: a['auc'])
 
-
+# %% ../nbs/parts/shortcuts.ipynb #sho-wordauc
 def word_auc(v: pd.Series, y) -> dict:
     "`auc_interval` of the share of fakes with the same word; words of less than 1 % count as one."
     v = v.where(v.map(v.value_counts()) >= max(3, len(y) / 100), 'rare')
     return auc_interval(y, pd.Series(y, v.index).groupby(v).transform('mean'))
 
-
+# %% ../nbs/parts/shortcuts.ipynb #sho-inwords
 def in_words(v: pd.Series) -> str:
     "A trait in words: its share, its median, or the most frequent value."
     if v.dtype == bool:
@@ -137,7 +137,7 @@ NUMBERS = {
 }
 WORDS = {'source': 'source', 'format': 'format', 'mode': 'mode', 'JPEG tables': 'jpeg'}
 
-
+# %% ../nbs/parts/shortcuts.ipynb #sho-single
 def _single_traits(t: pd.DataFrame, y: np.ndarray) -> list[dict]:
     "How well each number and each word tells the classes apart, with its value in each."
     rows = []
@@ -172,7 +172,7 @@ def new_axes(**kw):
     "One small pair of axes."
     return plt.subplots(dpi=72, layout='constrained', **kw)[1]
 
-
+# %% ../nbs/parts/shortcuts.ipynb #sho-plot
 def plot_shortcuts(traits: pd.DataFrame):
     "Each trait's AUROC (a row of `shortcuts`) with its 95 % interval; the dashed line is a coin."
     t = traits[::-1].reset_index(drop=True)

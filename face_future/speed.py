@@ -510,7 +510,7 @@ KINDS = dict(
     ReduceMean='squeeze and excite', Multiply='squeeze and excite', Reorder='change of layout'
 )
 
-
+# %% ../nbs/parts/speed.ipynb #v08b-profile
 def _profile(graph, size, precision, batch, repeats) -> list:  # (node type, ms an image), in order
     "OpenVINO's own clock: the median time of each operation."
     import openvino as ov
@@ -608,6 +608,26 @@ def add_shares(table: pd.DataFrame) -> pd.DataFrame:
     limits = gflop_s[table.what.str.startswith('matmul')].groupby(table.limit).max()
     return table.assign(gflop_s=gflop_s, share=gflop_s / table.limit.map(limits))
 
+# %% ../nbs/parts/speed.ipynb #v08b-cases
+def _small_cases(file, files, model, settings, compiled, others) -> list:
+    "Every case but those of large pictures, and `others` among them."
+    alone = network_cases(file, settings, model, compiled)
+    limits = {c['limit'] for c in alone}  # emulated bf16 takes minutes, and limits nothing
+    return [
+        *limit_cases(limits),
+        *alone,
+        *gpu_cases(model, settings['preprocess']['size']),
+        *others,
+        *original_cases(file, settings, model, files),
+        *folder_cases(file, files),
+    ]
+
+# %% ../nbs/parts/speed.ipynb #v08b-remember
+def _remember_fastest(table):
+    "Keep the order of the backends, fastest first."
+    fastest = table[table.what.isin(BACKENDS)].groupby('what').per_s.max()
+    keep_order(fastest.sort_values(ascending=False).index)
+
 # %% ../nbs/parts/speed.ipynb #v08b-runfn2
 def run_bench(
     files: list,  # images for the cases from file to output
@@ -626,22 +646,11 @@ def run_bench(
     others += beside_cases(beside, files) if beside else []
     file = find_weights(weights)
     model, settings = load_weights(file)
-    alone = network_cases(file, settings, model, compiled)
-    cases = [
-        *limit_cases(
-            {c['limit'] for c in alone}
-        ),  # emulated bf16 takes minutes, and limits nothing
-        *alone,
-        *gpu_cases(model, settings['preprocess']['size']),
-        *others,
-        *original_cases(file, settings, model, files),
-        *folder_cases(file, files),
-    ]
+    cases = _small_cases(file, files, model, settings, compiled, others)
     with tempfile.TemporaryDirectory() as folder:
         cases += large_cases(file, files, folder, width)
         table = add_shares(take_turns(cases, rounds, seconds))
-    fastest = table[table.what.isin(BACKENDS)].groupby('what').per_s.max()
-    keep_order(fastest.sort_values(ascending=False).index)
+    _remember_fastest(table)
     if out:
         keep_record(table, out, file, settings, files, rounds=rounds, seconds=seconds, **facts)
     return table

@@ -76,7 +76,7 @@ RESULTS = [
     'errors.csv',
 ]
 
-
+# %% ../nbs/parts/submission.ipynb #p04-facerowsfn
 def _face_rows(rows) -> list:
     "One row a face, of rows one a picture."
     return [
@@ -128,6 +128,18 @@ def journal_note(predictor) -> dict:
         version=2,
     )
 
+# %% ../nbs/parts/submission.ipynb #p04b-readjournal
+def _read_journal(file, note, files):
+    "What a journal says of these files: path -> row; None unless it begins with this note."
+    try:
+        first, *lines = file.read_text(encoding='utf-8', errors='replace').splitlines()
+    except (OSError, ValueError):
+        return None
+    if _entry(first) != note:
+        return None
+    known = dict(e for e in map(_entry, lines) if isinstance(e, list))
+    return {f: known[k] for f in files if (k := file_key(f)) in known}
+
 # %% ../nbs/parts/submission.ipynb #p04-journal
 class Journal:
     "The rows of an unfinished run: a hidden file in the folder `out`, a line a picture."
@@ -138,14 +150,8 @@ class Journal:
 
     def rows(self, files: list) -> dict:  # path -> row
         "What is known of these files from the last run, if that was made with the same."
-        try:
-            note, *lines = self.file.read_text(encoding='utf-8', errors='replace').splitlines()
-        except (OSError, ValueError):
-            return self.start()
-        if _entry(note) != self.note:
-            return self.start()
-        known = dict(e for e in map(_entry, lines) if isinstance(e, list))
-        return {f: known[k] for f in files if (k := file_key(f)) in known}
+        known = _read_journal(self.file, self.note, files)
+        return self.start() if known is None else known
 
     def start(self) -> dict:
         "Begin anew; nothing is known."
@@ -201,7 +207,7 @@ def _number(value):
     digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20
     return int(value) if digits else None
 
-
+# %% ../nbs/parts/submission.ipynb #p04b-typeproblems
 def _type_problems(rows, wanted: set) -> list:
     "Indices of a wrong type, in a sentence."
     odd = [row['index'] for row in rows if not _is_index(row['index'])]
@@ -246,7 +252,7 @@ def _in_order(listed) -> bool:
     as_numbers = all(isinstance(i, int) for i in listed)
     return _rising(listed if as_numbers else map(natural_key, listed))
 
-
+# %% ../nbs/parts/submission.ipynb #p04b-orderproblems
 def _order_problems(rows) -> list:
     "Rows in the order of words, which comes from a listing."
     listed = [row['index'] for row in rows]

@@ -107,7 +107,7 @@ def read_opinions(
         raise ValueError(f'--opinions {e}') from e
     return torch.tensor(np.log(p / (1 - p)).to_numpy(np.float32))
 
-
+# %% ../nbs/parts/teachers.ipynb #tch-opinions
 class Opinions(Callback):
     "Take a `share` of the training loss of the images that `logits` know from these."
 

@@ -19,7 +19,7 @@ def _oval(draw, x, y, width, height, fill) -> None:
     "A filled oval around (x, y), `width` and `height` to each side."
     draw.ellipse((x - width, y - height, x + width, y + height), fill=fill)
 
-
+# %% ../nbs/parts/toy.ipynb #toy-scene
 def toy_scene(rng: np.random.Generator, size: int) -> Image.Image:
     "A face of sorts, `size` pixels a side: an oval with eyes and a mouth before a plain wall."
 

@@ -22,7 +22,7 @@ def _issue(found):
         return 'could not be read'
     return found[0].quality_issue if found else 'no_face'
 
-
+# %% ../nbs/parts/training_rows.ipynb #w03-withfaces
 def with_faces(rows: pd.DataFrame, files: list, progress: bool = True):
     "`rows` with a column `face`, the largest of each image; without images that have none."
     found = list(find_faces(files, progress=progress))
@@ -47,7 +47,7 @@ def _photographs(rows, recipe):
     lap = photos.groupby('source').cumcount()  # the first of each source, the second, ...
     return photos.assign(lap=lap).sort_values('lap', kind='stable')[: recipe.latent_pairs]
 
-
+# %% ../nbs/parts/training_rows.ipynb #w03-withpairs
 def with_pairs(rows: pd.DataFrame, labels, recipe, progress: bool = True):
     "`rows` with a column `pair`: for the training photographs, what parts/latent makes of them."
     files = recipe.latent_fakes.split(',')
@@ -71,7 +71,7 @@ def _readable(rows, files, progress):
         print(f'left out: {why}')
     return rows[[f not in bad for f in files]]
 
-
+# %% ../nbs/parts/training_rows.ipynb #w03-getrows
 def get_rows(labels, recipe, progress: bool = True):
     "The label table with its split, faces and pairs, without what can't be used, which is printed."
     if not (labels.rows.split != '').all():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEAD', 'PIPE', 'FREE', 'PROGRAM', 'ENVIRONMENT', 'pack', 'read_message', 'widen', 'make_detector', 'detector_of',
            'make_toy_detector', 'summary', 'prepare', 'answer', 'work', 'start_process', 'read_reply', 'send_order',
-           'Decoder']
+           'usage_of', 'Decoder']
 
 # %% ../nbs/parts/worker.ipynb #w06-imports
 import asyncio
@@ -185,7 +185,7 @@ ENVIRONMENT = dict(
     OPENBLAS_NUM_THREADS='1',
 )
 
-
+# %% ../nbs/parts/worker.ipynb #w06-startprocess
 async def start_process(detector: list):  # see `detector_of`
     "A process that runs `work`, with pipes to it."
     return await asyncio.create_subprocess_exec(
@@ -212,6 +212,13 @@ async def send_order(stream, order: dict, data: bytes) -> None:
     for at in range(0, len(data), 2**20):
         stream.write(view[at : at + 2**20])
         await stream.drain()
+
+# %% ../nbs/parts/worker.ipynb #w06-usage
+def usage_of(process: psutil.Process) -> tuple:  # (seconds of processor time, bytes of memory)
+    "What a process has used so far."
+    with process.oneshot():
+        times = process.cpu_times()
+        return times.user + times.system, process.memory_info().rss
 
 # %% ../nbs/parts/worker.ipynb #d6b-process
 class Decoder:
@@ -240,9 +247,7 @@ class Decoder:
 
     def usage(self) -> tuple:  # (seconds of processor time, bytes of memory)
         "What the process has used so far."
-        with self.known.oneshot():
-            times = self.known.cpu_times()
-            return times.user + times.system, self.known.memory_info().rss
+        return usage_of(self.known)
 
     def step_aside(self):
         "Leave the processor to others from now on."
