@@ -89,6 +89,7 @@ stamp: $(VENV)/.installed-dev ## note that TABLES in nbs/reports/results were ju
 export: $(VENV)/.installed-dev ## make the graphs beside the packaged weights anew; measures bf16 where LABELS is there
 	@"$(BIN)/face_future" export challenge --images data/sample
 	@"$(BIN)/face_future" export faces --images data/sample $(if $(wildcard $(LABELS)),--labels-file "$(LABELS)")
+	@"$(BIN)/face_future" export faces-small --images data/sample $(if $(wildcard $(LABELS)),--labels-file "$(LABELS)")
 
 bench: $(VENV)/.installed-dev ## time every backend, BESIDE=other weights and PEER=other.onnx, against the original submission's way and the processor's limit; minutes, on an idle machine
 	@"$(BIN)/face_future" bench "$(SAMPLE)" --compiled $(if $(BESIDE),--beside "$(BESIDE)") $(if $(PEER),--peer "$(PEER)") --out nbs/reports/results/speed.csv
