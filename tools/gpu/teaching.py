@@ -6,6 +6,7 @@ picture (distillation, Hinton et al. 2015); student and teacher see the very sam
 them, so that no opinion is a memory. The student also imitates the features (Romero et al. 2015).
 """
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -22,9 +23,15 @@ from data import APART, Crops, PairStore, Photographs
 
 def loader(dataset, workers: int, device: str) -> DataLoader:
     "Batches of an endless data set, from worker processes; 0: from this one."
-    ahead = dict(prefetch_factor=2) if workers else {}
+    ahead = dict(prefetch_factor=2, worker_init_fn=own_group) if workers else {}
     pin = device == 'cuda'
     return DataLoader(dataset, None, num_workers=workers, pin_memory=pin, **ahead)
+
+
+def own_group(worker: int):
+    "Out of the trainer's process group: `timeout` and Ctrl-C then reach the trainer alone."
+    if hasattr(os, 'setpgrp'):
+        os.setpgrp()
 
 
 class Teacher:

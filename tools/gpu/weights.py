@@ -12,22 +12,29 @@ from pathlib import Path
 import timm
 import torch
 from common import need, read_json, stop, write_json, write_whole
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 KEPT = 'arch', 'preprocess', 'classes', 'fake_means', 'label_source', 'about', 'card'
 
 
 def inside(file: str | Path) -> dict:
-    "The settings in a weights file; empty if it has none. Calibration and figures are left out."
-    with safe_open(file, 'pt') as f:
-        note = (f.metadata() or {}).get('face_future', '{}')
-    return {k: v for k, v in json.loads(note).items() if k in KEPT}
+    "The settings in a weights file; empty if it has none."
+    try:
+        with safe_open(file, 'pt') as f:
+            return json.loads((f.metadata() or {}).get('face_future', '{}'))
+    except SafetensorError as error:
+        stop(f'{file}: not whole safetensors ({error}).')
+
+
+def to_begin_with(file: str | Path) -> dict:
+    "The settings in a weights file that more training leaves true: not its calibration."
+    return {k: v for k, v in inside(file).items() if k in KEPT}
 
 
 def settings_for(arch: str, file: str | Path | None, size: int) -> dict:
     "The settings of new weights that began with those of `file`; None: at random."
-    known = inside(file) if file else {}
+    known = to_begin_with(file) if file else {}
     if known.get('classes', ['real', 'fake']) != ['real', 'fake'] or (
         known.get('fake_means', 'generated') != 'generated'
     ):
