@@ -115,7 +115,7 @@ def write_part(folder: Path, k: int, rows: list):
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     file = write_whole(folder / f'part-{k:03d}.tar', lambda p: p.write_bytes(out.getvalue()))
-    print(f'{file}: {len(rows)} crops, {file.stat().st_size / 1e6:.1f} MB', flush=True)
+    print(f'{file.name}: {len(rows)} crops, {file.stat().st_size / 1e6:.1f} MB', flush=True)
 
 
 def write_parts(todo: list, folder: Path, first: int, settings: dict, workers: int):

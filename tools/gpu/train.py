@@ -447,7 +447,9 @@ def main(args=None) -> Run:
         for number, handler in before.items():
             signal.signal(number, handler)
     how = 'stopped; --resume goes on' if run.stopped else 'done'
-    print(f'{a.out}: {how} at step {run.step}, {run.images} images, {run.seconds / 60:.1f} min')
+    print(
+        f'{a.out.name}: {how} at step {run.step}, {run.images} images, {run.seconds / 60:.1f} min'
+    )
     return run
 
 

@@ -80,7 +80,8 @@ def main(args=None):
     if not all(torch.isfinite(v).all() for v in state.values()):
         stop(f'{file}: holds numbers that are not finite.')
     save_weights(state, settings, a.out, half=True)
-    print(f'{a.out}: now `face_future pack {a.out} OUT --labels-file LABELS` calibrates them')
+    name = Path(a.out).name
+    print(f'{name}: now `face_future pack {name} OUT --labels-file LABELS` calibrates it')
 
 
 if __name__ == '__main__':
