@@ -344,8 +344,9 @@ def check_resumed(a, saved: dict):
     if changed:
         names = ', '.join('--' + k.replace('_', '-') for k in changed)
         stop(f'{names}: those of the run are kept with --resume; leave them away.')
-    if bool(a.clip) != bool(saved['teacher']):
-        stop(f'The run began with{"" if saved["teacher"] else "out"} --clip, and must go on so.')
+    for name, began_so in saved['options']['helped_by'].items():
+        if bool(getattr(a, name)) != began_so:
+            stop(f'The run began with{"" if began_so else "out"} --{name}, and must go on so.')
 
 
 def choose_options(a, saved: dict | None) -> tuple:  # options, recipe
@@ -365,6 +366,7 @@ def choose_options(a, saved: dict | None) -> tuple:  # options, recipe
     )
     options['arch'] = options['arch'] or known.get('arch') or 'efficientnet_b4'
     options['began_with'] = 'random'
+    options['helped_by'] = {k: bool(getattr(a, k)) for k in ('clip', 'autoencoder')}
     for key in ('init', 'small_init'):
         options[key] = None if options[key] == 'random' else options[key]
     if options['init']:
