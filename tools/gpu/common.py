@@ -1,0 +1,64 @@
+"""What all the scripts here share: the recipe, messages, and files that appear whole or not at all.
+
+The machine with the GPU may have PyTorch, timm, safetensors, OpenCV and NumPy only, so nothing here
+imports face_future, whose parts/files does the same and more.
+"""
+
+import json
+import os
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RECIPE = HERE / 'faces.json'
+
+
+def stop(message: str):
+    "End the program with one sentence on stderr."
+    raise SystemExit(message)
+
+
+def need(file: str | Path, what: str) -> Path:
+    "The file or folder as a `Path`; the program ends if it is not there."
+    file = Path(file)
+    if not file.exists():
+        stop(f'{file}: no such file or folder; it should hold {what}.')
+    return file
+
+
+def write_whole(file: str | Path, write) -> Path:
+    "Let `write(path)` write to a temporary name beside `file`, and move it into place."
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f'.{file.name}.{os.getpid()}.tmp')
+    try:
+        write(temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
+
+
+def write_json(file: str | Path, value) -> Path:
+    "Write `value` as JSON, whole or not at all."
+    text = json.dumps(value, indent=1) + '\n'
+    return write_whole(file, lambda path: path.write_text(text, encoding='utf-8'))
+
+
+def read_json(file: str | Path, what: str):
+    "What a JSON file holds; the program ends with a sentence if it is missing or damaged."
+    try:
+        return json.loads(need(file, what).read_text(encoding='utf-8'))
+    except ValueError as error:
+        stop(f'{file}: not JSON ({error}); it should hold {what}.')
+
+
+def read_recipe(file: str | Path = RECIPE) -> dict:
+    "A recipe: all the choices of `faces.json`; the program ends if one of its keys is missing."
+    recipe = read_json(file, 'a recipe, as faces.json is one')
+    whole = json.loads(RECIPE.read_text(encoding='utf-8'))
+    for key, value in whole.items():
+        known = recipe.get(key)
+        inside = set(value) - set(known or ()) if isinstance(value, dict) else set()
+        if key not in recipe or (inside and key != 'boost'):
+            stop(f'{file}: lacks {key} {" ".join(sorted(inside))}; faces.json has all keys.')
+    return recipe
