@@ -326,6 +326,7 @@ def predict_on_ray(
     if not address:  # the machines of a cluster have devices of their own
         given = options.get('backend'), options.get('device')
         candidates(options['weights'], note['weights'], *given)
+        share(os.cpu_count(), 0, workers)  # refuses too many before Ray has started
     out = _whole(out)
     plan = Plan(out)
     rows = source_rows(source, recursive)

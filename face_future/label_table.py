@@ -22,6 +22,7 @@ from face_future.files import (
     atomic_write,
     list_pictures,
     natural_key,
+    printable,
     read_bytes,
     read_json,
     sha256,
@@ -213,7 +214,8 @@ def fingerprint(self: Labels) -> str:
     "sha256 over the sorted (path, label, sha256 of the file): no split or order changes it."
     if missing := [f for f in self.files if not f.is_file()]:
         raise LabelError(
-            f'no such image: {missing[0]} ({len(missing)} of {len(self.files)} are missing). '
+            f'no such image: {printable(missing[0])} '
+            f'({len(missing)} of {len(self.files)} are missing). '
             'Remove what leads nowhere; where a folder was moved, --root names it.'
         )
     rows = zip(self.rows.path, self.rows.label, self.files)

@@ -186,9 +186,12 @@ def _digest(text: str) -> bytes:
 
 
 def _fresh(rows, seen: set) -> Iterator:
-    "The rows whose id was not `seen`, where it is noted."
+    "The rows whose id was not `seen`, where it is noted; a `ValueError` if two share an id."
+    here = {}  # id -> address, both shortened: a source may have millions of rows
     for i, address in rows:
-        if (d := _digest(i)) not in seen:
+        if here.setdefault(d := _digest(i), hash(address)) != hash(address):
+            raise ValueError(f'Two pictures have the id {i}, one is {address}: ids must differ.')
+        if d not in seen:
             seen.add(d)
             yield dict(id=i, path=address)
 
