@@ -185,15 +185,14 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(errors='replace'), digest_size=16).digest()
 
 
-def _fresh(rows, seen: set) -> Iterator:
+def _fresh(rows, seen: dict) -> Iterator:  # seen: id -> address, shortened; None: planned before
     "The rows whose id was not `seen`, where it is noted; a `ValueError` if two share an id."
-    here = {}  # id -> address, both shortened: a source may have millions of rows
     for i, address in rows:
-        if here.setdefault(d := _digest(i), hash(address)) != hash(address):
-            raise ValueError(f'Two pictures have the id {i}, one is {address}: ids must differ.')
-        if d not in seen:
-            seen.add(d)
+        if (d := _digest(i)) not in seen:
+            seen[d] = hash(address)
             yield dict(id=i, path=address)
+        elif seen[d] not in (None, hash(address)):
+            raise ValueError(f'Two pictures have the id {i}, one is {address}: ids must differ.')
 
 # %% ../nbs/parts/shards.ipynb #sh1-groups
 def _groups(rows, size: int) -> Iterator:
@@ -252,10 +251,10 @@ def extend_plan(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    seen = set()
+    seen = {}
     for name in plan.names():
         for batch in plan.table(name).iter_batches(columns=['id']):
-            seen.update(map(_digest, batch['id'].to_pylist()))
+            seen.update(dict.fromkeys(map(_digest, batch['id'].to_pylist())))
     before = len(seen)
     schema = pa.schema([('id', pa.string()), ('path', pa.string())])
     sink = pa.BufferOutputStream()
