@@ -150,13 +150,13 @@ def items_of(labels: Labels, settings: dict, cache=None) -> list:  # of dicts
     "What there is to pack, in its order; rows without a usable face are left out."
     faces = faces_of(labels, settings, cache)
     is_fake = labels.is_fake
-    rows = labels.rows
+    rows, files = labels.rows, labels.files  # once: the table makes the list anew each time
     items = []
     for i in in_order(labels, settings):
         if faces[i]:
             path, group = rows.path[i], rows.group[i] or rows.path[i]
             item = dict(path=path, group=group, source=rows.source[i], fake=bool(is_fake[i]))
-            items.append(item | dict(file=labels.files[i], face=faces[i]))
+            items.append(item | dict(file=files[i], face=faces[i]))
     return items
 
 

@@ -34,25 +34,19 @@ def own_group(worker: int):
         os.setpgrp()
 
 
-class Teacher:
-    "CLIP, left as it is, with heads that learn; what it says of a batch of pictures."
+class Eyes:
+    "CLIP, left as it is, and the components of what it sees that a student imitates."
 
-    def __init__(self, clip: str | Path, crops: Crops, settings: dict, device: str):
+    def __init__(self, clip: str | Path, settings: dict, device: str):
         s = self.settings = settings
         self.device = device
         self.clip = Clip(clip, s['blocks'], s['token_block']).to(device).eval()
         if device == 'cuda':
             self.clip.bfloat16()
         width = self.clip.net.embed_dim
-        features = 2 * len(s['blocks']) * width
-        self.basis = Basis(features, s['components']).to(device)
+        self.features = 2 * len(s['blocks']) * width
+        self.basis = Basis(self.features, s['components']).to(device)
         self.token_basis = Basis(width, s['token_components']).to(device)
-        self.heads = BlindHeads(features, s['folds'], s['hidden']).to(device)
-        how = dict(lr=s['lr'], weight_decay=s['weight_decay'], fused=device == 'cuda')
-        self.optimizer = torch.optim.AdamW(self.heads.parameters(), **how)
-        self.fold = torch.from_numpy(crops.folds(s['folds'])).to(device)
-        asked = ~np.isin(crops.source, s['no_opinions_of'])
-        self.asked = torch.from_numpy(asked).to(device)  # N bool: are there opinions of this row
 
     @torch.no_grad()
     def see(self, pictures):
@@ -63,11 +57,21 @@ class Teacher:
             pictures = x.clamp(0, 255).permute(0, 2, 3, 1)
         return self.clip(pictures)
 
-    def fit_bases(self, batches) -> str:  # what was kept, in words
-        "The components that are imitated, from the first batches (iterator)."
+    def imitated(self, pictures) -> dict:
+        "What the student is to imitate (B × n, B × m × h × w), and what the heads see (B × 6144)."
+        features, tokens = self.see(pictures)
+        n = round(tokens.shape[1] ** 0.5)
+        grid = self.token_basis(tokens.float()).transpose(1, 2).unflatten(2, (n, n))
+        standard = self.basis.standard(features)
+        return dict(standard=standard, features=self.basis(features), tokens=grid)
+
+    @torch.no_grad()
+    def fit_bases(self, batches, may=None) -> str:  # what was kept, in words
+        "The components that are imitated, from the first batches, or only the rows that `may` be used."
         features, tokens, seen = [], [], 0
         while seen < self.settings['basis_pictures']:
-            x, _ = next(batches)
+            x, about = next(batches)
+            x = x if may is None else x[may[about[:, 2]]]
             f, t = self.see(x.to(self.device))
             some = torch.randperm(t.shape[1], device=t.device)[: self.settings['tokens_a_picture']]
             features.append(f)
@@ -76,23 +80,33 @@ class Teacher:
         kept = self.basis.fit(torch.cat(features)), self.token_basis.fit(torch.cat(tokens))
         return f'{kept[0]:.2f} of the spread of features, {kept[1]:.2f} of tokens, from {seen}'
 
-    def __call__(self, pictures, about, step: int, left: float) -> dict:
-        "Let the heads learn from a batch, then ask them; `left` is the share of the run to come."
+
+class Teacher:
+    "Heads that learn on what CLIP sees; what they say of a batch of pictures."
+
+    def __init__(self, eyes: Eyes, crops: Crops, settings: dict, device: str):
+        s = self.settings = settings
+        self.eyes = eyes
+        self.heads = BlindHeads(eyes.features, s['folds'], s['hidden']).to(device)
+        how = dict(lr=s['lr'], weight_decay=s['weight_decay'], fused=device == 'cuda')
+        self.optimizer = torch.optim.AdamW(self.heads.parameters(), **how)
+        self.fold = torch.from_numpy(crops.folds(s['folds'])).to(device)
+        asked = ~np.isin(crops.source, s['no_opinions_of'])
+        self.asked = torch.from_numpy(asked).to(device)  # N bool: are there opinions of this row
+
+    def __call__(self, seen: dict, about, step: int, left: float) -> dict:
+        "Let the heads learn from what was seen, then ask them; `left` is the share of the run to come."
         fake, kind, row = about.T
         fold = self.fold[row]
-        features, tokens = self.see(pictures)
-        z = self.basis.standard(features)
+        z = seen['standard']
         loss = self._learn(z, fake, fold, kind == APART, self._rate(step, left))
         with torch.no_grad():
             self.heads.eval()
             logit = self.heads(z).gather(1, fold[:, None]).squeeze(1).clamp(-8, 8)
             ramp = (step - self.settings['begin']) / self.settings['ramp']
             known = (kind == APART) & self.asked[row]
-            n = round(tokens.shape[1] ** 0.5)
-            grid = self.token_basis(tokens.float()).transpose(1, 2).unflatten(2, (n, n))
-            features = self.basis(features)
         weight = known.float() * min(1.0, max(0.0, ramp))
-        return dict(logit=logit, weight=weight, features=features, tokens=grid, loss=loss)
+        return seen | dict(logit=logit, weight=weight, loss=loss)
 
     def _rate(self, step, left):
         warm = min(1.0, (step + 1) / self.settings['warmup'])
@@ -114,14 +128,16 @@ class Teacher:
         self.optimizer.step()
         return loss.detach()
 
-    PARTS = 'basis', 'token_basis', 'heads', 'optimizer'
+    def _parts(self):
+        bases = dict(basis=self.eyes.basis, token_basis=self.eyes.token_basis)
+        return bases | dict(heads=self.heads, optimizer=self.optimizer)
 
     def state_dict(self) -> dict:
-        return {part: getattr(self, part).state_dict() for part in self.PARTS}
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict):
-        for part in self.PARTS:
-            getattr(self, part).load_state_dict(state[part])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
 
 
 def scratch_folder(out: Path, size: int) -> Path:

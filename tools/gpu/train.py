@@ -18,7 +18,7 @@ import torch
 import weights
 from common import HERE, RECIPE, need, read_recipe, stop, write_whole
 from nets import Student, fill, normalised, parameter_groups, read_state
-from teaching import PairMaker, Teacher, loader
+from teaching import Eyes, PairMaker, Teacher, loader
 from torch.nn import functional as F
 
 from data import APART, LATENT, Batches, Crops, read_parts
@@ -161,7 +161,9 @@ class Run:
         torch.manual_seed(options['seed'] + (saved['step'] if saved else 0))
         self._make_learners(bool(a.clip))
         if a.clip:
-            self.teacher = Teacher(a.clip, self.crops, recipe['teacher'], self.device)
+            settings = recipe['teacher']
+            eyes = Eyes(a.clip, settings, self.device)
+            self.teacher = Teacher(eyes, self.crops, settings, self.device)
         if saved:
             self._restore(saved)
         if a.autoencoder:
@@ -193,7 +195,7 @@ class Run:
             print(self.pairs.begin(self.workers, seed + 77), flush=True)
         self.batches = iter(loader(batches, self.workers, self.device))
         if self.teacher and not self.step:
-            print(self.teacher.fit_bases(self.batches), flush=True)
+            print(self.teacher.eyes.fit_bases(self.batches), flush=True)
         self.started = self.logged = self.saved = time.time()
         self.seconds_before, self.images_logged, self.waited = self.seconds, self.images, 0.0
 
@@ -213,7 +215,7 @@ class Run:
         x, about = next(self.batches)
         self.waited += time.time() - start
         x, about = x.to(self.device, non_blocking=True), about.to(self.device, non_blocking=True)
-        taught = self.teacher(x, about, self.step, 1 - done) if self.teacher else None
+        taught = self._ask(x, about, 1 - done) if self.teacher else None
         rate = rate_at(self.step, done, self.recipe)
         row, logit, finite = self._student_step(x, about, taught, rate)
         if 'small' in self.learners:
@@ -222,6 +224,9 @@ class Run:
             learner.follow(self.step + 1, self.recipe['ema'])
         self._count(finite, len(x))
         self.rows.append(row | self._right(about, logit, taught))
+
+    def _ask(self, x, about, left):
+        return self.teacher(self.teacher.eyes.imitated(x), about, self.step, left)
 
     def _forward(self, name, x):
         how = self.settings[name]['preprocess']
