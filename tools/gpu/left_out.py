@@ -17,7 +17,7 @@ import weights
 from common import RECIPE, need, read_recipe, stop
 from nets import fill, read_state
 from teaching import Eyes, PairMaker, Teacher, loader
-from train import Learner, rate_at, share_right, margin_of, normalised, student_loss
+from train import Learner, margin_of, normalised, rate_at, share_right, student_loss
 
 from data import APART, Batches, Crops, read_parts
 
@@ -85,11 +85,15 @@ def train(a, recipe: dict) -> dict:  # the pupils by their families' names
     crops = Crops(read_parts(a.parts))
     eyes = Eyes(a.clip, recipe['teacher'], device)
     made = (eyes, crops)
-    pupils = {k: Pupil(a.arch, a.init, *made, v, recipe, device) for k, v in recipe['left_out'].items()}
+    pupils = {
+        k: Pupil(a.arch, a.init, *made, v, recipe, device) for k, v in recipe['left_out'].items()
+    }
     pairs = PairMaker(a.autoencoder, crops, recipe, a.out, device)
     try:
         print(pairs.begin(a.workers, a.seed + 77), flush=True)
-        batches = iter(loader(Batches(crops, pairs.store, recipe, a.batch, a.seed), a.workers, device))
+        batches = iter(
+            loader(Batches(crops, pairs.store, recipe, a.batch, a.seed), a.workers, device)
+        )
         for_all = torch.stack([p.may for p in pupils.values()]).all(0).cpu()
         print(eyes.fit_bases(batches, for_all), flush=True)
         loop(a, recipe, pupils, eyes, pairs, batches, device)

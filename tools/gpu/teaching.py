@@ -67,7 +67,7 @@ class Eyes:
 
     @torch.no_grad()
     def fit_bases(self, batches, may=None) -> str:  # what was kept, in words
-        "The components that are imitated, from the first batches, or only the rows that `may` be used."
+        "The components that are imitated, from the first batches; `may`: only from such rows."
         features, tokens, seen = [], [], 0
         while seen < self.settings['basis_pictures']:
             x, about = next(batches)
@@ -95,7 +95,7 @@ class Teacher:
         self.asked = torch.from_numpy(asked).to(device)  # N bool: are there opinions of this row
 
     def __call__(self, seen: dict, about, step: int, left: float) -> dict:
-        "Let the heads learn from what was seen, then ask them; `left` is the share of the run to come."
+        "Let the heads learn from what was seen, then ask them; `left`: the share still to come."
         fake, kind, row = about.T
         fold = self.fold[row]
         z = seen['standard']
