@@ -59,6 +59,6 @@ def read_recipe(file: str | Path = RECIPE) -> dict:
     for key, value in whole.items():
         known = recipe.get(key)
         inside = set(value) - set(known or ()) if isinstance(value, dict) else set()
-        if key not in recipe or (inside and key != 'boost'):
+        if key not in recipe or (inside and key not in ('boost', 'left_out')):
             stop(f'{file}: lacks {key} {" ".join(sorted(inside))}; faces.json has all keys.')
     return recipe

@@ -84,9 +84,9 @@ def train(a, recipe: dict) -> dict:  # the pupils by their families' names
     torch.manual_seed(a.seed)
     crops = Crops(read_parts(a.parts))
     eyes = Eyes(a.clip, recipe['teacher'], device)
-    made = (eyes, crops)
     pupils = {
-        k: Pupil(a.arch, a.init, *made, v, recipe, device) for k, v in recipe['left_out'].items()
+        k: Pupil(a.arch, a.init, eyes, crops, v, recipe, device)
+        for k, v in recipe['left_out'].items()
     }
     pairs = PairMaker(a.autoencoder, crops, recipe, a.out, device)
     try:
