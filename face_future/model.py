@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from .ensemble import Ensemble, build, ends_in_pooling, member_state, members
 from .files import atomic_write, short
 from face_future.model_config import (
     ModelConfig,
@@ -31,18 +32,19 @@ _all_ = [fit_state, grow, read_state]  # parts/tensors', offered here too
 # %% ../nbs/02_model.ipynb #m02-checkarch
 def _check_arch(arch: str):
     "A `WeightsError` for a name that timm itself doesn't have; of other places none is fetched."
-    if not timm.is_model(arch.partition('.')[0]):
-        raise WeightsError(
-            f'{short(arch)}: timm {timm.__version__} has no network of that name; '
-            'timm.list_models() gives those it has.'
-        )
+    for name in members(arch):
+        if not timm.is_model(name.partition('.')[0]):
+            raise WeightsError(
+                f'{short(name)}: timm {timm.__version__} has no network of that name; '
+                'timm.list_models() gives those it has.'
+            )
 
 # %% ../nbs/02_model.ipynb #m02-fromtimm
 def _from_timm(arch: str, weights, classes: int, kwargs: dict) -> nn.Module:
-    "A timm network; a `WeightsError` if the hub can't be reached."
+    "A timm network, or several side by side; a `WeightsError` if the hub can't be reached."
     _check_arch(arch)
     try:
-        return timm.create_model(arch, num_classes=classes, pretrained=weights == 'hub', **kwargs)
+        return build(arch, classes, pretrained=weights == 'hub', **kwargs)
     except Exception as error:
         if weights != 'hub':
             raise
@@ -54,7 +56,7 @@ def _from_timm(arch: str, weights, classes: int, kwargs: dict) -> nn.Module:
 
 # %% ../nbs/02_model.ipynb #m02-createmodel
 def create_model(
-    arch: str = 'efficientnet_b4',  # any timm name
+    arch: str = 'efficientnet_b4',  # any timm name, or two with a plus (see parts/ensemble)
     weights: str | Path = 'hub',  # `hub` (ImageNet), a file, a packaged name, or `random`
     classes: int = 2,  # outputs: real, fake
     **kwargs,  # on to timm: drop_rate, drop_path_rate, …
@@ -67,7 +69,7 @@ def create_model(
         nn.init.zeros_(head.bias)
     if weights not in ('hub', 'random'):
         state = read_state(find_weights(weights))[0]
-        fit_state(model, state, Path(weights).name, head=False)
+        fit_state(model, member_state(state, model), Path(weights).name, head=False)
     return model
 
 # %% ../nbs/02_model.ipynb #m02-stages
@@ -87,6 +89,9 @@ def stages(model: nn.Module) -> list[list[nn.Module]]:
 # %% ../nbs/02_model.ipynb #m02-layergroups
 def _layer_groups(model: nn.Module) -> list[list[nn.Module]]:
     "Early layers, late layers, classifier."
+    if isinstance(model, Ensemble):
+        early, late, _ = zip(*[_layer_groups(body) for body in model.bodies])
+        return [sum(early, []), sum(late, []), [model.classifier]]
     if hasattr(model, 'conv_stem') and hasattr(model, 'blocks'):
         stem, first, second, last, head, classifier = stages(model)
         return [stem + first + second, last + head, classifier]
@@ -132,7 +137,7 @@ def load_weights(
     state, inside = read_state(file)
     config = complete(file, inside, settings)
     _check_arch(config.arch)
-    model = timm.create_model(config.arch, num_classes=len(config.classes))
+    model = build(config.arch, len(config.classes))
     fit_state(model, state, Path(file).name)
     return model.eval(), config
 
@@ -140,7 +145,7 @@ def load_weights(
 def linear_head(model: nn.Module) -> nn.Linear | None:
     "The classifier, if the map ends in pooling and one linear layer; else None."
     head = model.get_classifier()
-    pooled = hasattr(model, 'global_pool') and hasattr(model, 'conv_stem')
+    pooled = isinstance(model, Ensemble) or ends_in_pooling(model)
     return head if pooled and isinstance(head, nn.Linear) else None
 
 # %% ../nbs/02_model.ipynb #m02-forward

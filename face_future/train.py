@@ -31,6 +31,7 @@ from fastai.metrics import AccumMetric, accuracy
 from .callbacks import Checkpoint, StopOnNaN, fit_flat, recipe_callbacks
 from .data import Preprocess
 from .devices import is_first, on_all_devices, share_of
+from .ensemble import members
 from .faces import DETECTOR
 from .held_out import finish
 from .labels import Labels
@@ -47,10 +48,11 @@ _all_ = [Recipe, BalancedLoader, get_loaders, get_set]  # parts', offered here t
 
 # %% ../nbs/03_train.ipynb #t03-checkarch
 def _check_arch(arch):
-    "A `ValueError` that names the nearest networks, for one that timm doesn't know."
-    if timm.is_model(arch):
+    "A `ValueError` that names the nearest networks, for a name that timm doesn't know."
+    unknown = [name for name in members(arch) if not timm.is_model(name)]
+    if not unknown:
         return
-    near = difflib.get_close_matches(arch, timm.list_models(), 3, 0) if arch else []
+    near = difflib.get_close_matches(unknown[0], timm.list_models(), 3, 0) if arch else []
     known = f'timm {timm.__version__} has no such network; near it are'
     raise ValueError(f'--arch {arch}: {known} {", ".join(near) or "none"}.')
 
@@ -98,8 +100,8 @@ def get_learner(dls, recipe: Recipe) -> Learner:
 
 # %% ../nbs/03_train.ipynb #t03-preprocess
 def _preprocess(recipe):
-    "The preprocessing that a recipe asks for, with the network's own mean and spread."
-    cfg = timm.get_pretrained_cfg(recipe.arch)
+    "The preprocessing that a recipe asks for, with the (first) network's own mean and spread."
+    cfg = timm.get_pretrained_cfg(members(recipe.arch)[0])
     return Preprocess(
         size=recipe.size,
         interpolation=recipe.interpolation,
