@@ -24,10 +24,10 @@ from .shared_limits import SharedRate
 
 # %% ../nbs/parts/admission.ipynb #a06-serviceof
 def service_of(request: Request) -> Service:
-    "The service of the application; a `Problem` 503 while it starts or stops."
+    "The service of the application. Raises a `Problem` 503 while it starts or stops."
     service = getattr(request.app.state, 'service', None)
     if service is None:
-        message = 'The service is starting or stopping; try again in a moment.'
+        message = 'The service is starting or stopping. Try again in a moment.'
         raise Problem(503, 'not_ready', message, Retry_After=2)
     return service
 
@@ -50,12 +50,12 @@ def _rate_headers(asked):
 
 def _too_often(rate, wait, headers):
     seconds = math.ceil(wait)
-    message = f'More than {rate:g} requests a minute; try again in {seconds} s.'
+    message = f'More than {rate:g} requests a minute. Try again in {seconds} s.'
     return Problem(429, 'too_many_requests', message, Retry_After=seconds, **headers)
 
 # %% ../nbs/parts/admission.ipynb #a06-admitdef
 def admission(settings: Settings):
-    "The FastAPI dependency that asks for a key and holds the rate; None if neither is wanted."
+    "The FastAPI dependency that asks for a key and holds the rate, or None if neither is set."
     keys = listed(settings.api_keys)
     rate = Rate(shared(settings.rate, min(settings.rate, 1)))
     together = settings.rate and settings.rate_store

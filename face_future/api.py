@@ -60,7 +60,7 @@ _PICTURE = dict(
 
 
 def form(field: str, many: bool) -> dict:
-    "The OpenAPI description of an upload form; the form itself is read by `read_pictures`."
+    "The OpenAPI description of an upload form, which `read_pictures` then reads."
     return described(field, _PICTURE, many)
 
 
@@ -88,7 +88,7 @@ async def predict(
     '/predict/batch', summary='Predict several pictures', **documented(BatchAnswer, 'files', True)
 )
 async def predict_batch(request: Request, explain: bool = Explain):
-    "Each file gets its own answer or its own error; one bad file does not spoil the others."
+    "Each file gets its own answer or its own error, so one bad file does not spoil the others."
     service = service_of(request)
     rid = request.state.request_id
     service.slots.check()
@@ -103,7 +103,7 @@ async def predict_batch(request: Request, explain: bool = Explain):
 async def predict_link(
     request: Request, link: Link, explain: bool = Explain, frame: int = Frame, preview: bool = False
 ):
-    "As `/predict`, for the picture at a public address; `preview` shows it in any case."
+    "As `/predict`, for the picture at a public address, which `preview` shows in any case."
     service = service_of(request)
     with service.slots():
         wishes = dict(frame=frame, preview='always' if preview else '')
@@ -144,7 +144,7 @@ def lifespan_of(settings: Settings, predictor=None):
 
 # %% ../nbs/06_api.ipynb #a06-routes
 def add_endpoints(app: FastAPI, settings: Settings):
-    "The endpoints; those that predict ask for a key and hold the rate, where these are set."
+    "The endpoints. Those that predict ask for a key and hold the rate, where these are set."
     known = admitted(settings)
     app.include_router(predicting, prefix='/v1', **known)
     app.include_router(predicting, include_in_schema=False, **known)  # the paths before /v1
@@ -157,9 +157,9 @@ def add_endpoints(app: FastAPI, settings: Settings):
 # %% ../nbs/06_api.ipynb #a06-makeapp
 def make_app(
     settings: Settings = None,  # None: from the environment
-    predictor=None,  # a `Predictor`, or a stand-in; None: loaded when the server starts
+    predictor=None,  # a `Predictor` or a stand-in, or None to load one when the server starts
 ) -> FastAPI:
-    "The service as an ASGI application; a `ValueError` if the environment is wrong."
+    "The service as an ASGI application. Raises a `ValueError` if the environment is wrong."
     settings = settings or Settings.from_env()
     if settings.json_logs:
         use_json_logs()

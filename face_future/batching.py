@@ -50,7 +50,7 @@ def gather(
 class Threads:
     "Daemon threads that call what they are given."
 
-    def __init__(self, n: int, name: str):  # how many; the beginning of their names
+    def __init__(self, n: int, name: str):  # how many, and how their names begin
         self.orders = queue.SimpleQueue()
         self.threads = [
             threading.Thread(target=self._run, daemon=True, name=f'{name}-{k}') for k in range(n)
@@ -101,7 +101,7 @@ def hand_out(batch: list, answers: list) -> None:
 def predict_each(
     predict,  # list of items -> list of answers
     items: list,
-) -> list:  # of answers; an exception in place of those that there are not
+) -> list:  # of answers, with an exception in place of each that is not there
     "Predict all at once, or else one by one."
     try:
         return predict(items)
@@ -110,7 +110,7 @@ def predict_each(
 
 # %% ../nbs/parts/batching.ipynb #c06-share
 def fair_share(waiting: int, threads: int, most: int) -> int:
-    "How many of those that wait a thread takes, so that the others get some too; at most `most`."
+    "How many of those that wait, up to `most`, a thread takes, so that others get some too."
     return min(most, -(-waiting // threads))
 
 # %% ../nbs/parts/batching.ipynb #c06-atwork
@@ -123,7 +123,7 @@ class AtWork:
         self.pool = Threads(threads, 'predict')
 
     def begin(self, batch: list, work, done):
-        "Have a thread `work`; `done` is called in the event loop, with the batch and the result."
+        "Have a thread `work`. The event loop then calls `done` with the batch and the result."
         self.began[id(batch)] = time.monotonic()
         self.pool.submit(work, partial(self._ended, batch, done))
 
@@ -136,7 +136,7 @@ class AtWork:
         return max((time.monotonic() - t for t in self.began.values()), default=0.0)
 
     async def close(self, seconds: float = 30):
-        "Finish what is in work, but wait no longer than that; then stop."
+        "Finish what is in work, but wait no longer than that, and then stop."
         end = time.monotonic() + seconds
         while self.began and time.monotonic() < end:
             await asyncio.sleep(0.01)
@@ -148,7 +148,7 @@ class Batcher(AtWork):
 
     def __init__(
         self,
-        predict,  # list of items -> list of answers; an exception is raised for that item alone
+        predict,  # list of items -> list of answers, or an exception for that item alone
         threads: int = 1,  # batches in work at a time
         most: int = 8,  # items in a batch
     ):

@@ -17,7 +17,7 @@ from .guard import Problem, read_uploads
 
 # %% ../nbs/parts/bodies.ipynb #bo-picture
 def _bad_json(why: str) -> Problem:
-    return Problem(400, 'bad_json', f'{why}; see /docs for the form of the JSON.')
+    return Problem(400, 'bad_json', f'{why}. See /docs for the form of the JSON.')
 
 # %% ../nbs/parts/bodies.ipynb #bo-picturefn
 def _picture(value) -> tuple:  # (name, bytes)
@@ -35,7 +35,7 @@ def _picture(value) -> tuple:  # (name, bytes)
 
 # %% ../nbs/parts/bodies.ipynb #bo-structure
 def _check_structure(body: bytes, most: int):
-    "A `Problem` for JSON of many parts, which takes long to read; base64 holds none of these."
+    "A `Problem` for JSON of many parts, which is slow to read. Base64 has none of these marks."
     if sum(body.count(mark) for mark in (b'"', b',', b'[', b'{')) > 1000 * (most + 1):
         raise _bad_json('The body holds much that is no picture')
 
@@ -53,7 +53,7 @@ def pictures_in(body: bytes, field: str, most: int, many: bool) -> list:  # of (
     if not all(isinstance(v, str | dict) for v in values):
         raise _bad_json('A picture is a string of base64, or an object of name and data')
     if len(values) > most:
-        message = f'More than {most} file{"s" * (most > 1)} in one request; send fewer.'
+        message = f'More than {most} file{"s" * (most > 1)} in one request. Send fewer.'
         raise Problem(413, 'too_many_files', message)
     if not values:
         raise Problem(422, 'no_file', f'There is no picture in the field "{field}".')
@@ -66,7 +66,7 @@ async def read_pictures(
     most: int,  # files
     many: bool = False,  # a list of them, in JSON
 ) -> list:  # of (name, bytes)
-    "The pictures of a request, from a form or from JSON; a `Problem` where there are none."
+    "The pictures of a request, from a form or JSON. Raises a `Problem` where there are none."
     if request.headers.get('content-type', '').split(';')[0].strip().lower() == 'application/json':
         return pictures_in(await request.body(), field, most, many)
     return await read_uploads(request, field, most)
@@ -92,5 +92,5 @@ async def known_options(request: Request):
     if strange := [name for name in request.query_params if name not in known]:
         there = ', '.join(known) or 'none'
         raise Problem(
-            422, 'unknown_option', f'No option {strange[0][:40]!r} here; there are: {there}.'
+            422, 'unknown_option', f'No option {strange[0][:40]!r} here. There are: {there}.'
         )

@@ -23,12 +23,12 @@ HALF_CLOSED = Problem(
     400,
     'half_closed',
     'The connection was closed on the sending side before '
-    'the answer was there; keep it open until then.',
+    'the answer was there. Keep it open until then.',
 )
 HEADERS_LATE = Problem(
     408,
     'headers_too_slow',
-    'The headers of the request were not complete in time; send them at once.',
+    'The headers of the request were not complete in time. Send them at once.',
 )
 
 # %% ../nbs/parts/connections.ipynb #n06-raw
@@ -67,7 +67,7 @@ class PatientProtocol(H11Protocol):
         self.transport.close()
 
     def data_received(self, data):
-        "As uvicorn does; the limit counts while a request's headers are not complete."
+        "As uvicorn does. The limit counts while a request's headers are not complete."
         self.began = True
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
@@ -123,7 +123,7 @@ class SlicedProtocol(PatientProtocol):
 
 # %% ../nbs/parts/connections.ipynb #a06-protocoldef
 class Protocol(SlicedProtocol):
-    "uvicorn's HTTP/1.1, a slice at a time; a client that hangs up halfway is told so."
+    "uvicorn's HTTP/1.1, a slice at a time. A client that hangs up halfway is told so."
 
     def eof_received(self):
         "Answer a client that has closed its half of the connection too early."

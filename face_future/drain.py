@@ -15,7 +15,7 @@ LEAVING = threading.Event()  # set when this process has been told to stop
 
 
 def drain_seconds() -> float:
-    "`FACE_FUTURE_DRAIN`; a `ValueError` if that is no number of seconds."
+    "`FACE_FUTURE_DRAIN` as a number. Raises a `ValueError` if it is no number of seconds."
     text = os.environ.get('FACE_FUTURE_DRAIN') or '0'
     try:
         seconds = float(text)

@@ -54,7 +54,7 @@ _COUNTERS = ('counter', 'histogram', 'gauge_livesum', 'gauge_livemax')
 
 
 def reserve(folder: Path):
-    "Store this worker's files of counters in full; an `OSError` if there is no room for them."
+    "Store this worker's files of counters in full. Raises an `OSError` where there is no room."
     for kind in _COUNTERS:
         file = folder / f'{kind}_{os.getpid()}.db'
         if not file.exists():
@@ -74,7 +74,7 @@ class Registry:
         return kind(f'face_future_{name}', about, labels, registry=self.registry, **kwargs)
 
     def text(self) -> bytes:
-        "All of it; with several workers, of all of them."
+        "All of it, and of all workers where there are several."
         folder = os.environ.get('PROMETHEUS_MULTIPROC_DIR')
         if not folder:
             return generate_latest(self.registry)
@@ -265,7 +265,7 @@ def links_for(settings: Settings) -> Links | None:
 
 # %% ../nbs/parts/service.ipynb #e06-modelof
 def model_of(predictor, metrics: Metrics) -> dict:
-    "Which weights predict, and what runs them, for each answer; the metrics say it too."
+    "Which weights predict, and what runs them, for each answer. The metrics say it too."
     built = build(predictor)
     model = dict(name=predictor.settings['name'], **checksums(predictor))
     metrics.built(built | model | dict(weights=model['name']))
@@ -297,8 +297,8 @@ async def one_of(
 def stuck() -> Problem:
     "A `Problem` 503 that asks the operator for a new start."
     message = (
-        'The network has not answered for longer than the timeout; '
-        'the service has to be started anew.'
+        'The network has not answered for longer than the timeout. '
+        'The service has to be started anew.'
     )
     return Problem(503, 'stuck', message)
 
@@ -339,7 +339,7 @@ class Service(Engine):
     "A predictor and all that stands between it and its clients."
 
     async def answer(self, data, explain: bool, request_id, **wishes):
-        "The `Answer` for a file's bytes, as a dict; a `Problem` if it is no picture."
+        "The `Answer` for a file's bytes, as a dict. Raises a `Problem` if it is no picture."
         start = time.perf_counter()
         known, crops = await self.decoders(data, **wishes)  # `frame` and `preview` of `prepare`
         prepared = time.perf_counter()

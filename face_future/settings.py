@@ -26,17 +26,17 @@ class ModelSettings(BaseModel):
 
     weights: Optional[str] = Field(
         None,
-        description='Weights file, or the name of a packaged one; default: model_best.* here, '
+        description='Weights file, or the name of a packaged one. Without it: model_best.* here, '
         'else the packaged default.',
     )
     views: Optional[str] = Field(
         None,
-        description='single, flip, original, or names with commas; default: what the weights do '
+        description='single, flip, original, or names with commas. Without it: what the weights do '
         'best with.',
     )
     backend: Optional[str] = Field(
         None,
-        description='onnx, openvino, openvino-bf16 or torch; default: the fastest that is here '
+        description='onnx, openvino, openvino-bf16 or torch. Without it: the fastest that is here '
         'and as good.',
     )
     whole_image: bool = Field(
@@ -62,7 +62,7 @@ class UploadSettings(BaseModel):
 
 # %% ../nbs/parts/settings.ipynb #e06-limitsettings
 class LimitSettings(UploadSettings):
-    "How large, how many, how long; and how much is worked on at once."
+    "How large, how many and how long, and how much is worked on at once."
 
     decode_seconds: float = Field(
         10,
@@ -78,13 +78,13 @@ class LimitSettings(UploadSettings):
         'MB.',
     )
     queue: int = Field(
-        64, ge=1, description='Pictures accepted and not yet answered; the next gets a 503.'
+        64, ge=1, description='Pictures accepted and not yet answered. The next gets a 503.'
     )
     batch: int = Field(8, ge=1, description='Faces that the network predicts at once.')
     threads: int = Field(
         0,
         ge=0,
-        description='Threads of the network, and processes that decode; 0: one a processor core.',
+        description='Threads of the network, and processes that decode. 0: one a processor core.',
     )
 
     @model_validator(mode='after')
@@ -101,13 +101,13 @@ OPEN_TO_ALL = 'without one the service would be open to all'
 
 def _keys(text: str) -> str:
     if text and not listed(text):
-        raise ValueError(f'there is no key in it; {OPEN_TO_ALL}: give a key, or leave it out')
+        raise ValueError(f'there is no key in it, and {OPEN_TO_ALL}. Give a key, or leave it out')
     return text
 
 # %% ../nbs/parts/settings.ipynb #t06-store
 def _store(url: str) -> str:
     if url and not re.match('rediss?://.', url):
-        raise ValueError(f'{url!r} is no address of Redis; one looks like redis://host:6379')
+        raise ValueError(f'{url!r} is no address of Redis, which looks like redis://host:6379')
     return url
 
 # %% ../nbs/parts/settings.ipynb #t06-origins
@@ -115,15 +115,15 @@ def _origins(text: str) -> str:
     origins = [o.rstrip('/') for o in listed(text)]
     for o in origins:
         if o != '*' and not re.fullmatch(r'https?://[^/\s]+', o):
-            raise ValueError(f'{o!r} is no origin; one looks like https://news.example')
+            raise ValueError(f'{o!r} is no origin, which looks like https://news.example')
     return ','.join(origins)
 
 # %% ../nbs/parts/settings.ipynb #t06-hosts
 def _hosts(text: str) -> str:
     for h in listed(text):
         if h != '*' and host_name(h) != h.lower():
-            example = 'one looks like faces.example, without scheme, port or path'
-            raise ValueError(f'{h!r} is no host name; {example}')
+            example = 'which looks like faces.example, without scheme, port or path'
+            raise ValueError(f'{h!r} is no host name, {example}')
     return text.lower()
 
 # %% ../nbs/parts/settings.ipynb #e06-accesssettings
@@ -132,30 +132,30 @@ class AccessSettings(BaseModel):
 
     api_keys: Annotated[str, AfterValidator(_keys)] = Field(
         '',
-        description='Keys, with commas, one of which a request must carry as X-API-Key; none: '
-        'open to all.',
+        description='Keys, with commas, one of which a request must carry as X-API-Key. Without '
+        'any, the service is open to all.',
     )
     rate: float = Field(
-        0, ge=0, description='Requests a minute that each client may make; 0: no limit.'
+        0, ge=0, description='Requests a minute that each client may make. 0: no limit.'
     )
     rate_store: Annotated[str, AfterValidator(_store)] = Field(
         '',
         description='Redis server in which all replicas count the rate together, as '
-        'redis://host:6379; default: each for itself.',
+        'redis://host:6379. Without it, each counts for itself.',
     )
     cors: Annotated[str, AfterValidator(_origins)] = Field(
         '',
-        description='Web origins, with commas, whose pages may ask from a browser; none: only our '
-        'own page.',
+        description='Web origins, with commas, whose pages may ask from a browser. Without any, '
+        'only our own page may.',
     )
     hosts: Annotated[str, AfterValidator(_hosts)] = Field(
         '',
-        description='Host names, with commas, that the service goes by, or *; addresses and names '
-        'without a dot always are.',
+        description='Host names, with commas, that the service goes by, or * for any. It always '
+        'goes by addresses and by names without a dot.',
     )
     fetch_urls: bool = Field(
         False,
-        description='A picture may be given by its address, if that is public; it is fetched.',
+        description='A picture may be given by its address, which is fetched if it is public.',
     )
     json_logs: bool = Field(
         False, description='Logs as lines of JSON with the id of each request, one a request.'
@@ -169,17 +169,17 @@ OTHERS = [  # variables of the command line
 
 # %% ../nbs/parts/settings.ipynb #t06-misspeltfn
 def _misspelt(name: str, known: list) -> str:
-    "What is wrong with a variable's name; empty where it is known, or another program's."
+    "What is wrong with a variable's name, or '' where it is known, or another program's."
     ours = name.upper().startswith('FACE_FUTURE_')
     near = difflib.get_close_matches(name.upper(), known, 1, 0.6 if ours else 0.9)
     if name in known or not (ours or near):
         return ''
-    return f'{name}: there is no such setting' + (f'; did you mean {near[0]}?' if near else '')
+    return f'{name}: there is no such setting' + (f'. Did you mean {near[0]}?' if near else '')
 
 # %% ../nbs/parts/settings.ipynb #t06-explain
 def _explain(e: ValidationError):
     "What is wrong, by the variables' names."
-    return '; '.join(
+    return '. '.join(
         f'{"FACE_FUTURE_" + str(x["loc"][0]).upper() if x["loc"] else "settings"}: '
         + x['msg'].removeprefix('Value error, ')
         for x in e.errors()
@@ -193,14 +193,14 @@ class Settings(AccessSettings, LimitSettings, ModelSettings):
 
     @classmethod
     def from_env(cls):
-        "Settings from the environment; a `ValueError` names the variable that is wrong."
+        "Settings from the environment. A `ValueError` names the variable that is wrong."
         known = {f'FACE_FUTURE_{k.upper()}': k for k in cls.model_fields}
         for name in os.environ:
             if wrong := _misspelt(name, [*known, *OTHERS]):
                 raise ValueError(wrong)
         if os.environ.get('FACE_FUTURE_API_KEYS') == '':
             raise ValueError(
-                f'FACE_FUTURE_API_KEYS is empty, and {OPEN_TO_ALL}; give a key, or unset it'
+                f'FACE_FUTURE_API_KEYS is empty, and {OPEN_TO_ALL}. Give a key, or unset it'
             )
         given = {k: os.environ[name] for name, k in known.items() if os.environ.get(name)}
         try:

@@ -63,7 +63,7 @@ class Window(NamedTuple):
         return math.floor(self.before * self.before_ends / length) + self.now
 
     def wait(self, limit: int, length: float) -> float:  # length: of a window, seconds
-        "Seconds until there is room for one more request; 0: there is."
+        "Seconds until there is room for one more request, or 0 if there is now."
         if self.counted(length) < limit:
             return 0.0
         waits = [max(0.0, self.now_ends - length)] if self.now else []

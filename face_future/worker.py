@@ -35,7 +35,7 @@ HEAD = struct.Struct('>II')  # bytes of JSON, bytes of data
 
 
 def pack(fields: dict, data=b'') -> bytes:
-    "A message's head; the data follow it."
+    "A message's head, which the data follow."
     text = json.dumps(fields).encode()
     return HEAD.pack(len(text), len(data)) + text
 
@@ -119,7 +119,7 @@ def prepare(
     frame: int = 1,  # of an animation
     preview: str = '',  # `needed` or `always`, see `preview_if`
 ) -> tuple:  # (fields, crops: n × 3 × size × size, float32, or None)
-    "What one picture gives; the fields hold only `need` where `memory` is too little."
+    "What one picture gives. Where `memory` is too little, the fields hold `need` alone."
     with memory_limit(FREE):  # what the file says of itself
         check_pieces(data)
         need = memory_needed(data) * (1 if frame == 1 else 2)
@@ -137,7 +137,7 @@ def prepare(
 
 # %% ../nbs/parts/worker.ipynb #w06-answer
 def answer(order: dict, data: bytes, detect) -> tuple:  # (fields, bytes, or a view of them)
-    "The message that answers an order; whatever goes wrong is a code in `problem`."
+    "The message that answers an order. Whatever goes wrong is a code in `problem`."
     limits = {k: v for k, v in order.items() if k != 'seconds'}
     try:
         with time_limit(order['seconds']):
@@ -173,10 +173,12 @@ def work(module: str, name: str, arguments: dict):
         replies.flush()
 
 # %% ../nbs/parts/worker.ipynb #w06-start
-PROGRAM = (
-    'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
-    'from face_future.worker import work; work(*json.loads(sys.argv[2]))'
-)
+PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from face_future.worker import work
+work(*json.loads(sys.argv[2]))
+"""
 ENVIRONMENT = dict(
     MALLOC_MMAP_THRESHOLD_='8000000',  # give what is larger back at once, the rest if it is much
     MALLOC_TRIM_THRESHOLD_='10000000',
@@ -199,7 +201,7 @@ async def start_process(detector: list):  # see `detector_of`
 
 # %% ../nbs/parts/worker.ipynb #w06-talk
 async def read_reply(stream) -> tuple:  # (fields, bytes)
-    "The next message of a process; an `EOFError` where it ends."
+    "The next message of a process. Raises an `EOFError` where it ends."
     text, data = HEAD.unpack(await stream.readexactly(HEAD.size))
     fields = json.loads(await stream.readexactly(text))
     return fields, await stream.readexactly(data)
@@ -222,7 +224,7 @@ def usage_of(process: psutil.Process) -> tuple:  # (seconds of processor time, b
 
 # %% ../nbs/parts/worker.ipynb #d6b-process
 class Decoder:
-    "A process that decodes; one order at a time."
+    "A process that decodes, one order at a time."
 
     def __init__(self, process):  # of `start_process`
         self.process = process
