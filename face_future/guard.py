@@ -109,6 +109,16 @@ def foreign(method: str, headers: Mapping, hosts=(), origins=()):  # -> `Problem
 def no_room():
     return busy('Too much is being uploaded just now. Try again in a moment.')
 
+# %% ../nbs/parts/guard.ipynb #g06-makeroom
+def _make_room(arriving: list, body):  # bodies, the oldest first, and the one that grows
+    "Evict the oldest body. Raises a `Problem` 503 if that is the one that grows, or there is none."
+    if not arriving:
+        raise no_room()
+    oldest = arriving[0]
+    oldest.evict()
+    if oldest is body:
+        raise no_room()
+
 # %% ../nbs/parts/guard.ipynb #g06-memorydef
 class BodyMemory:
     "The bytes that all arriving bodies hold. When they are too many, the oldest body is evicted."
@@ -125,13 +135,7 @@ class BodyMemory:
         body.got += n
         self.held += n
         while self.held > self.limit:
-            if not self.arriving or not self._make_room(body):
-                raise no_room()
-
-    def _make_room(self, body):
-        oldest = self.arriving[0]
-        oldest.evict()
-        return oldest is not body
+            _make_room(self.arriving, body)
 
     def complete(self, body):
         "A body that has arrived is never evicted."
@@ -189,32 +193,18 @@ class Messages:
         if self.waiting:
             self.waiting.cancel()
 
-# %% ../nbs/parts/guard.ipynb #g06-bodydef
-class Body:
-    "One request's body on its way in."
+# %% ../nbs/parts/guard.ipynb #g06-counteddef
+class _Counted:
+    "The bytes of a body, counted against its own limit and against that of all bodies."
 
-    def __init__(self, headers: Mapping, receive, memory, max_body: int, patience: float):
-        self.headers = headers
-        self.messages = Messages(receive, patience)
+    def __init__(self, messages: Messages, memory: BodyMemory, max_body: int):
+        self.messages = messages
         self.memory = memory
         self.max_body = max_body
         self.got = 0  # bytes that are counted in `memory`
-        self.done = False
 
-    async def receive(self) -> dict:  # an ASGI message
-        "The next message, counted. Raises a `Problem` where a limit is passed."
-        if self.done:
-            return await self.messages.receive()
-        if declared_length(self.headers) > self.max_body:
-            raise too_large(self.max_body)
-        message = await self.messages.next()
-        self._count(len(message.get('body', b'')))
-        self.done = not message.get('more_body')
-        if self.done:
-            self.memory.complete(self)
-        return message
-
-    def _count(self, n):
+    def count(self, n: int):
+        "Count `n` more bytes. Raises a `Problem` if they are too many, or the body was evicted."
         if self.messages.stopped:
             raise no_room()
         if self.got + n > self.max_body:
@@ -225,6 +215,28 @@ class Body:
         "Give the memory back, and stop waiting."
         self.memory.free(self)
         self.messages.stop()
+
+# %% ../nbs/parts/guard.ipynb #g06-bodydef
+class Body(_Counted):
+    "One request's body on its way in."
+
+    def __init__(self, headers: Mapping, receive, memory, max_body: int, patience: float):
+        super().__init__(Messages(receive, patience), memory, max_body)
+        self.headers = headers
+        self.done = False
+
+    async def receive(self) -> dict:  # an ASGI message
+        "The next message, counted. Raises a `Problem` where a limit is passed."
+        if self.done:
+            return await self.messages.receive()
+        if declared_length(self.headers) > self.max_body:
+            raise too_large(self.max_body)
+        message = await self.messages.next()
+        self.count(len(message.get('body', b'')))
+        self.done = not message.get('more_body')
+        if self.done:
+            self.memory.complete(self)
+        return message
 
 # %% ../nbs/parts/guard.ipynb #g06-draindef
 async def drain(body, seconds: float = 1) -> bool:  # can the connection go on?
@@ -277,6 +289,19 @@ def _noted(scope: dict, rid: str) -> dict:
     scope.setdefault('state', {})['request_id'] = rid
     return {**scope, 'method': 'GET'} if scope['method'] == 'HEAD' else scope
 
+# %% ../nbs/parts/guard.ipynb #g06-passon
+async def _pass_on(app, scope: dict, body: Body, send, known: dict):  # hosts and origins we know
+    "Let a request through to the application, or answer it with a refusal."
+    rid = request_id(body.headers)
+    scope = _noted(scope, rid)
+
+    async def answer(message):
+        await send(await _dressed(message, body, rid))
+
+    if problem := foreign(scope['method'], body.headers, **known):
+        return await _send_problem(problem, rid, answer)
+    await app(scope, body.receive, answer)
+
 # %% ../nbs/parts/guard.ipynb #g06-guarddef
 class Guard:
     "ASGI middleware: request ids, limits on bodies, hosts and origins, headers of every answer."
@@ -297,20 +322,12 @@ class Guard:
         self.known = dict(hosts=hosts, origins=origins)
 
     async def __call__(self, scope, receive, send):
-        "Let a request through, or answer it with a refusal."
+        "Have a request passed on or refused, and forget its body."
         if scope['type'] != 'http':
             return await self.app(scope, receive, send)
         body = Body(Headers(scope=scope), receive, self.memory, **self.limits)
-        rid = request_id(body.headers)
-        scope = _noted(scope, rid)
-
-        async def answer(message):
-            await send(await _dressed(message, body, rid))
-
         try:
-            if problem := foreign(scope['method'], body.headers, **self.known):
-                return await _send_problem(problem, rid, answer)
-            await self.app(scope, body.receive, answer)
+            await _pass_on(self.app, scope, body, send, self.known)
         finally:
             self.memory.free(body)
 
