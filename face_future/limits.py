@@ -150,19 +150,23 @@ def _process(pid):
     "A process: psutil reads some files each time that it looks one up."
     return psutil.Process(pid)
 
-# %% ../nbs/parts/limits.ipynb #l06-memory
+# %% ../nbs/parts/limits.ipynb #l06-space
 SPARE = 200_000_000  # bytes of address space beyond what a picture should take
 
 
+def _address_space(memory: int) -> int:  # bytes
+    "How large the process may become if it is to take so much memory more."
+    used = _process(os.getpid()).memory_info().vms
+    return used + 2 * memory + SPARE  # some is only reserved
+
+# %% ../nbs/parts/limits.ipynb #l06-memory
 @contextmanager
 def memory_limit(memory: int):  # bytes beyond what is in use now
     "Give the block no more memory than that: where it asks for more, a `MemoryError` is raised."
     import resource
 
     now, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = _process(os.getpid()).memory_info().vms
-    limit = used + 2 * memory + SPARE  # some is only reserved
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (_address_space(memory), hard))
     try:
         yield
     finally:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXAMPLE', 'Headline', 'Preview', 'PictureThreshold', 'old_name_of', 'Named', 'Verdict', 'HeatMap', 'Box',
            'FaceVerdict', 'ImageInfo', 'ModelName', 'Timing', 'Evidence', 'Answer', 'ErrorInfo', 'Error', 'BatchItem',
-           'BatchAnswer', 'heat_png', 'compose']
+           'BatchAnswer', 'Link', 'heat_png', 'compose']
 
 # %% ../nbs/parts/schemas.ipynb #d06-imports
 import base64
@@ -265,6 +265,12 @@ class BatchAnswer(BaseModel):
 
     results: list[BatchItem] = Field(description='In the order of the files.')
     request_id: str
+
+# %% ../nbs/parts/schemas.ipynb #d06-link
+class Link(BaseModel):
+    "Where a picture is."
+
+    url: str = Field(max_length=2000, description='Its public address, http or https.')
 
 # %% ../nbs/parts/schemas.ipynb #d06-heatdef
 def heat_png(

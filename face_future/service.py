@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNTED', 'SIZES', 'SECONDS', 'TOY', 'forget_dead', 'reserve', 'Registry', 'seconds_buckets', 'Metrics',
            'make_red_detector', 'RedIsFake', 'answer_fields', 'BatchPredictor', 'shared', 'decoders_for', 'links_for',
-           'model_of', 'timing_ms', 'one_of', 'stuck', 'Engine', 'Service', 'load_predictor']
+           'model_of', 'timing_ms', 'one_of', 'stuck', 'check_oldest', 'Engine', 'Service', 'load_predictor']
 
 # %% ../nbs/parts/service.ipynb #e06-imports
 import asyncio
@@ -18,14 +18,8 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import psutil
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-    multiprocess,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
+from prometheus_client.exposition import generate_latest
 
 from .backends import cpu_threads
 from .batching import Batcher, gather, split
@@ -97,26 +91,16 @@ class Metrics(Registry):
 
     def __init__(self, timeout: float = 30):  # of the service, seconds
         super().__init__()
-        self.requests = self.of(Counter, 'requests', 'Requests answered.', ['path', 'status'])
         waits = seconds_buckets(timeout)
-        self.seconds = self.of(
-            Histogram,
-            'request_seconds',
-            'From the first byte to the answer.',
-            ['path'],
-            buckets=waits,
-        )
+        self.requests = self.of(Counter, 'requests', 'Requests answered.', ['path', 'status'])
+        about = 'From the first byte to the answer.'
+        self.seconds = self.of(Histogram, 'request_seconds', about, ['path'], buckets=waits)
         self.pictures = self.of(Counter, 'pictures', 'Pictures predicted.', ['verdict'])
-        self.crops = self.of(
-            Histogram, 'batch_crops', 'Crops that the network predicted at once.', buckets=SIZES
-        )
+        about = 'Crops that the network predicted at once.'
+        self.crops = self.of(Histogram, 'batch_crops', about, buckets=SIZES)
         self.network = self.of(Histogram, 'batch_seconds', 'Time of the network for a batch.')
-        self.held = self.of(
-            Gauge,
-            'slots_taken',
-            'Pictures accepted and not yet answered.',
-            multiprocess_mode='livesum',
-        )
+        about = 'Pictures accepted and not yet answered.'
+        self.held = self.of(Gauge, 'slots_taken', about, multiprocess_mode='livesum')
 
     def batch(self, crops: int, seconds: float):
         "Count one batch of the network."
@@ -170,20 +154,23 @@ def _red_prediction(crops):  # for each picture what `make_red_detector` finds
         quality_issue=np.array(issues),
     )
 
+# %% ../nbs/parts/service.ipynb #e06-redsettings
+_RED_SETTINGS = dict(  # as weights bring them along
+    name='red.safetensors',
+    sha256='0' * 64,
+    arch='none',
+    preprocess=dict(crop='face'),
+    fake_means='generated',
+    threshold=0.5,
+    temperature=1.0,
+    card=dict(limits='A toy.'),
+)
+
 # %% ../nbs/parts/service.ipynb #e06-fakedef
 class RedIsFake:
     "A stand-in for the `Predictor` in tests: red is fake, blue is real, grey is no face."
 
-    settings = dict(
-        name='red.safetensors',
-        sha256='0' * 64,
-        arch='none',
-        preprocess=dict(crop='face'),
-        fake_means='generated',
-        threshold=0.5,
-        temperature=1.0,
-        card=dict(limits='A toy.'),
-    )
+    settings = _RED_SETTINGS
     backend = SimpleNamespace(streams=1)
     make_detector = ['face_future.service', 'make_red_detector', {}]
     views = ('identity',)
@@ -302,6 +289,12 @@ def stuck() -> Problem:
     )
     return Problem(503, 'stuck', message)
 
+# %% ../nbs/parts/service.ipynb #e06-oldest
+def check_oldest(oldest: float, timeout: float):  # seconds: of the oldest batch, and at most
+    "Raise the `Problem` if the network is stuck."
+    if oldest > timeout:
+        raise stuck()
+
 # %% ../nbs/parts/service.ipynb #e06-engine
 class Engine:
     "A predictor with its processes, queue and counters, from the start to the stop."
@@ -326,8 +319,7 @@ class Engine:
 
     def check(self):
         "A `Problem` 503 if a batch is stuck."
-        if self.batcher.oldest() > self.settings.timeout:
-            raise stuck()
+        check_oldest(self.batcher.oldest(), self.settings.timeout)
 
     async def close(self):
         "Finish what was accepted, within a few seconds."
