@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 
 from .admission import add_middleware, admitted, service_of
-from .bodies import form, known_options, read_pictures
+from .bodies import described, known_options, picture_schema, read_pictures
 from face_future.connections import (
     Protocol,  # noqa: F401  (the server is told to look for it here)
     calm_loop,
@@ -22,6 +22,7 @@ from face_future.connections import (
 )
 from .errors import add_errors, errors, finish
 from .frames import MOST_FRAMES
+from .headers import UPLOADS
 from .links import check_client
 from .logs import use_json_logs
 from .model_info import ModelInfo, model_info
@@ -46,7 +47,7 @@ REFUSALS = errors(400, 403, 408, 413, 415, 421, 422, 503)
 # %% ../nbs/06_api.ipynb #a06-form
 def documented(answer: type, field: str = '', many: bool = False) -> dict:
     "What the documentation says of an endpoint: its answer, its refusals, and its upload form."
-    upload = dict(openapi_extra=form(field, many)) if field else {}
+    upload = dict(openapi_extra=described(field, picture_schema(UPLOADS), many)) if field else {}
     return dict(response_model=answer, responses=REFUSALS, **upload)
 
 # %% ../nbs/06_api.ipynb #a06-predict
