@@ -24,10 +24,10 @@ from .shared_limits import SharedRate
 
 # %% ../nbs/parts/admission.ipynb #a06-serviceof
 def service_of(request: Request) -> Service:
-    "The service of the application; a `Problem` 503 while it starts or stops."
+    "The service of the application. Raises a `Problem` 503 while it starts or stops."
     service = getattr(request.app.state, 'service', None)
     if service is None:
-        message = 'The service is starting or stopping; try again in a moment.'
+        message = 'The service is starting or stopping. Try again in a moment.'
         raise Problem(503, 'not_ready', message, Retry_After=2)
     return service
 
@@ -47,31 +47,47 @@ def _rate_headers(asked):
     "Requests a minute, requests left, and seconds until all are there again."
     return dict(zip(RATE_HEADERS, map(str, (asked.limit, asked.left, asked.reset))))
 
-
+# %% ../nbs/parts/admission.ipynb #i06-toooften
 def _too_often(rate, wait, headers):
     seconds = math.ceil(wait)
-    message = f'More than {rate:g} requests a minute; try again in {seconds} s.'
+    message = f'More than {rate:g} requests a minute. Try again in {seconds} s.'
     return Problem(429, 'too_many_requests', message, Retry_After=seconds, **headers)
 
-# %% ../nbs/parts/admission.ipynb #a06-admitdef
-def admission(settings: Settings):
-    "The FastAPI dependency that asks for a key and holds the rate; None if neither is wanted."
-    keys = listed(settings.api_keys)
+# %% ../nbs/parts/admission.ipynb #i06-counter
+def _counter(settings: Settings):  # a coroutine function of who asks, that gives an `Asked`
+    "What takes a request from a client's rate: here alone, or with the other replicas."
     rate = Rate(shared(settings.rate, min(settings.rate, 1)))
-    together = settings.rate and settings.rate_store
-    store = SharedRate(settings.rate, settings.rate_store, rate) if together else None
+    if settings.rate and settings.rate_store:
+        return SharedRate(settings.rate, settings.rate_store, rate).ask
+
+    async def ask(who):
+        return rate.ask(who)
+
+    return ask
+
+# %% ../nbs/parts/admission.ipynb #i06-check
+def _checker(settings: Settings):
+    "What lets a request with this key pass, or raises its refusal."
+    keys = listed(settings.api_keys)
+    ask = _counter(settings)
 
     async def check(request, response, key):
         known = check_key(key or '', keys)
         address = request.client.host if request.client else ''
-        who = f'key {key}' if known else address
-        asked = await store.ask(who) if store else rate.ask(who)
-        headers = _rate_headers(asked) if rate.per_minute else {}
+        asked = await ask(f'key {key}' if known else address)
+        headers = _rate_headers(asked) if settings.rate else {}
         if asked.wait:
             raise _too_often(settings.rate, asked.wait, headers)
         response.headers.update(headers)
         if keys and not known:
             raise _NO_KEY
+
+    return check
+
+# %% ../nbs/parts/admission.ipynb #a06-admitdef
+def admission(settings: Settings):
+    "The FastAPI dependency that asks for a key and holds the rate, or None if neither is set."
+    check = _checker(settings)
 
     async def with_key(
         request: Request,
@@ -83,7 +99,7 @@ def admission(settings: Settings):
     async def without_key(request: Request, response: Response):
         await check(request, response, None)
 
-    if keys:
+    if listed(settings.api_keys):
         return with_key
     return without_key if settings.rate else None
 

@@ -21,7 +21,7 @@ LARGEST_STORE = 8_000_000  # bytes of all manifests of a file
 HAVE_C2PA = find_spec('c2pa') is not None
 
 
-def store_size(data: bytes) -> int:  # bytes; 0: there is none
+def store_size(data: bytes) -> int:  # bytes, or 0 if there is none
     "How large the box of manifests in a file says it is."
     at = data.find(b'jumdc2pa')
     return max(1, int.from_bytes(data[at - 12 : at - 8], 'big')) if at >= 12 else 0
@@ -37,7 +37,7 @@ _USES = """1.3.6.1.4.1.62558.2.1
 # %% ../nbs/parts/credentials.ipynb #cr-contextfn
 @lru_cache(2)
 def _context(trust):  # the text of a PEM file, or empty
-    "The library's settings: no network; with a list of trust where there is one."
+    "The library's settings: no network, and a list of trust where there is one."
     import c2pa
 
     settings = dict(verify=dict(remote_manifest_fetch=False, ocsp_fetch=False))
@@ -45,8 +45,8 @@ def _context(trust):  # the text of a PEM file, or empty
     return c2pa.Context.from_dict(settings | dict(trust=dict(trust_config=_USES, **anchors)))
 
 # %% ../nbs/parts/credentials.ipynb #cr-context
-def trust_list() -> str:  # PEM; empty where none is named
-    "The list of trust that `FACE_FUTURE_TRUST` names; a `ValueError` where it can't be read."
+def trust_list() -> str:  # PEM, or empty where none is named
+    "The list of trust that `FACE_FUTURE_TRUST` names. Raises a `ValueError` if it can't be read."
     if not (file := os.environ.get('FACE_FUTURE_TRUST')):
         return ''
     try:
@@ -59,13 +59,13 @@ def trust_list() -> str:  # PEM; empty where none is named
 
 # %% ../nbs/parts/credentials.ipynb #cr-load
 def load_library():
-    "Load the library before memory is limited; nothing where it isn't installed."
+    "Load the library, if it is installed, before memory is limited."
     if HAVE_C2PA:
         _context(trust_list())
 
 # %% ../nbs/parts/credentials.ipynb #cr-read
 def read_store(data: bytes) -> dict:  # as `c2pa-python` gives it
-    "All manifests of a file; raises where they are broken. Asks nobody."
+    "All manifests of a file, without asking anybody. Raises where they are broken."
     import c2pa
 
     reader = c2pa.Reader(None, io.BytesIO(data), context=_context(trust_list()))
@@ -158,7 +158,7 @@ def manifest_summary(manifest: dict) -> dict:
 # %% ../nbs/parts/credentials.ipynb #cr-history
 def history(
     store: dict,
-) -> list:  # of what `manifest_summary` gives, with `signed`; the newest first
+) -> list:  # of what `manifest_summary` gives, with `signed`, the newest first
     "The manifest in force, and those of the pictures that it was made from, at most 20."
     manifests = store.get('manifests') or {}
     state = seal_of(store)

@@ -11,11 +11,8 @@ import signal
 import threading
 
 # %% ../nbs/parts/drain.ipynb #dr1-event
-LEAVING = threading.Event()  # set when this process has been told to stop
-
-
 def drain_seconds() -> float:
-    "`FACE_FUTURE_DRAIN`; a `ValueError` if that is no number of seconds."
+    "`FACE_FUTURE_DRAIN` as a number. Raises a `ValueError` if it is no number of seconds."
     text = os.environ.get('FACE_FUTURE_DRAIN') or '0'
     try:
         seconds = float(text)
@@ -24,6 +21,9 @@ def drain_seconds() -> float:
     if not 0 <= seconds <= 3600:
         raise ValueError(f'FACE_FUTURE_DRAIN {text}: must be seconds, between 0 and 3600.')
     return seconds
+
+# %% ../nbs/parts/drain.ipynb #dr1-leaving
+LEAVING = threading.Event()  # set when this process has been told to stop
 
 # %% ../nbs/parts/drain.ipynb #dr1-drain
 def make_draining(server_class):  # uvicorn's `Server`

@@ -28,7 +28,7 @@ class Problem(Exception):
         status: int,  # HTTP
         code: str,  # for programs, as in `body_too_large`
         message: str,  # for people: what was wrong, what to do
-        **headers,  # of the answer; `_` stands for `-`
+        **headers,  # of the answer, with `_` for `-`
     ):
         super().__init__(message)
         self.status = status
@@ -41,18 +41,18 @@ class Problem(Exception):
         return {'error': {'code': self.code, 'message': self.message, 'request_id': request_id}}
 
 # %% ../nbs/parts/guard.ipynb #g06-busydef
-def busy(message: str = 'The service is busy; try again in a moment.', seconds: int = 2) -> Problem:
+def busy(message: str = 'The service is busy. Try again in a moment.', seconds: int = 2) -> Problem:
     "A `Problem` 503 that asks the client to come back after some seconds."
     return Problem(503, 'busy', message, Retry_After=seconds)
 
 # %% ../nbs/parts/guard.ipynb #g06-toolate
 def too_late(seconds: float) -> Problem:
     "A `Problem` 503 for an answer that took longer than that."
-    message = f'No verdict within {seconds:g} s; try again later, or with a smaller picture.'
+    message = f'No verdict within {seconds:g} s. Try again later, or with a smaller picture.'
     return Problem(503, 'timeout', message, Retry_After=5)
 
 # %% ../nbs/parts/guard.ipynb #g06-hostname
-def host_name(host: str) -> str:  # without the port, in lower case; empty if it is malformed
+def host_name(host: str) -> str:  # without the port, in lower case, or empty if it is malformed
     "The name in a `Host` header."
     found = re.fullmatch(r'(\[[0-9a-f:.]+\]|[^:/@\s[\]]+)(?::\d+)?', host.lower())
     return found[1].rstrip('.') if found else ''
@@ -60,10 +60,10 @@ def host_name(host: str) -> str:  # without the port, in lower case; empty if it
 # %% ../nbs/parts/guard.ipynb #g06-allowedhost
 def allowed_host(
     host: str,  # `Host` header
-    hosts,  # names that are listed; `*` allows any
+    hosts,  # names that are listed, where `*` allows any
 ) -> bool:
     "Is it a name without a dot, an address, or a name that is listed?"
-    if '*' in hosts or not host:  # HTTP/1.0 has no host; browsers always send one
+    if '*' in hosts or not host:  # HTTP/1.0 has no host, but browsers always send one
         return True
     name = host_name(host)
     address = name.startswith('[') or re.fullmatch(r'[\d.]+', name)
@@ -73,7 +73,7 @@ def allowed_host(
 def allowed_origin(
     headers: Mapping,  # of the request
     host: str,  # its `Host` header
-    origins,  # other web sites whose pages may ask; `*` allows any
+    origins,  # other web sites whose pages may ask, where `*` allows any
 ) -> bool:
     "Does our own page ask, or a page that is listed, or no page at all?"
     origin = headers.get('origin', '')
@@ -87,12 +87,12 @@ def allowed_origin(
 _UNKNOWN_HOST = Problem(
     421,
     'unknown_host',
-    'This service does not go by that name; its owner can list the name in FACE_FUTURE_HOSTS.',
+    'This service does not go by that name. Its owner can list the name in FACE_FUTURE_HOSTS.',
 )
 _CROSS_SITE = Problem(
     403,
     'cross_site',
-    'A page of another web site asked; its origin must be listed in FACE_FUTURE_CORS.',
+    'A page of another web site asked. Its origin must be listed in FACE_FUTURE_CORS.',
 )
 
 # %% ../nbs/parts/guard.ipynb #g06-foreignfn
@@ -107,11 +107,21 @@ def foreign(method: str, headers: Mapping, hosts=(), origins=()):  # -> `Problem
 
 # %% ../nbs/parts/guard.ipynb #g06-noroom
 def no_room():
-    return busy('Too much is being uploaded just now; try again in a moment.')
+    return busy('Too much is being uploaded just now. Try again in a moment.')
+
+# %% ../nbs/parts/guard.ipynb #g06-makeroom
+def _make_room(arriving: list, body):  # bodies, the oldest first, and the one that grows
+    "Evict the oldest body. Raises a `Problem` 503 if that is the one that grows, or there is none."
+    if not arriving:
+        raise no_room()
+    oldest = arriving[0]
+    oldest.evict()
+    if oldest is body:
+        raise no_room()
 
 # %% ../nbs/parts/guard.ipynb #g06-memorydef
 class BodyMemory:
-    "The bytes that all arriving bodies hold; when there are too many the oldest body is evicted."
+    "The bytes that all arriving bodies hold. When they are too many, the oldest body is evicted."
 
     def __init__(self, limit: int):  # bytes
         self.limit = limit
@@ -119,19 +129,13 @@ class BodyMemory:
         self.arriving = []  # bodies, the oldest first
 
     def add(self, body, n: int):
-        "Count `n` more bytes of a body; a `Problem` 503 if it is the body that has to go."
+        "Count `n` more bytes of a body. Raises a `Problem` 503 if this is the body that has to go."
         if n and not body.got:
             self.arriving.append(body)
         body.got += n
         self.held += n
         while self.held > self.limit:
-            if not self.arriving or not self._make_room(body):
-                raise no_room()
-
-    def _make_room(self, body):
-        oldest = self.arriving[0]
-        oldest.evict()
-        return oldest is not body
+            _make_room(self.arriving, body)
 
     def complete(self, body):
         "A body that has arrived is never evicted."
@@ -145,26 +149,26 @@ class BodyMemory:
         self.complete(body)
 
 # %% ../nbs/parts/guard.ipynb #g06-declareddef
-def declared_length(headers: Mapping) -> int:  # bytes; 0 where it is not declared, or not a number
+def declared_length(headers: Mapping) -> int:  # bytes, or 0 where no number is declared
     "What the header `Content-Length` announces."
     length = headers.get('content-length', '')
     return int(length[:15]) if length.isdecimal() and length.isascii() else 0
 
 # %% ../nbs/parts/guard.ipynb #g06-toolarge
 def too_large(limit: float):  # bytes
-    message = f'The upload is over the limit of {limit / 1e6:g} MB; '
-    return Problem(413, 'body_too_large', message + 'send a smaller file, or fewer at a time.')
+    message = f'The upload is over the limit of {limit / 1e6:g} MB. '
+    return Problem(413, 'body_too_large', message + 'Send a smaller file, or fewer at a time.')
 
 # %% ../nbs/parts/guard.ipynb #g06-tooslow
 def too_slow(patience: float):  # seconds
-    message = f'The upload took longer than {patience:g} s; try again over a better connection.'
+    message = f'The upload took longer than {patience:g} s. Try again over a better connection.'
     return Problem(408, 'upload_too_slow', message)
 
 # %% ../nbs/parts/guard.ipynb #g06-messagesdef
 class Messages:
     "A request's messages, as long as its time is not up and nobody stops it."
 
-    def __init__(self, receive, patience: float):  # ASGI; seconds for all of them
+    def __init__(self, receive, patience: float):  # of ASGI, and seconds for all of them
         self.receive = receive
         self.patience = patience
         self.end = time.monotonic() + patience
@@ -172,7 +176,7 @@ class Messages:
         self.waiting = None  # for the next message
 
     async def next(self) -> dict:
-        "The next message; a `Problem` if it does not come in time, or is not waited for."
+        "The next message. Raises a `Problem` if it comes too late, or is no longer waited for."
         self.waiting = asyncio.ensure_future(self.receive())
         try:
             return await asyncio.wait_for(self.waiting, max(0.001, self.end - time.monotonic()))
@@ -189,32 +193,18 @@ class Messages:
         if self.waiting:
             self.waiting.cancel()
 
-# %% ../nbs/parts/guard.ipynb #g06-bodydef
-class Body:
-    "One request's body on its way in."
+# %% ../nbs/parts/guard.ipynb #g06-counteddef
+class _Counted:
+    "The bytes of a body, counted against its own limit and against that of all bodies."
 
-    def __init__(self, headers: Mapping, receive, memory, max_body: int, patience: float):
-        self.headers = headers
-        self.messages = Messages(receive, patience)
+    def __init__(self, messages: Messages, memory: BodyMemory, max_body: int):
+        self.messages = messages
         self.memory = memory
         self.max_body = max_body
         self.got = 0  # bytes that are counted in `memory`
-        self.done = False
 
-    async def receive(self) -> dict:  # an ASGI message
-        "The next message, counted; a `Problem` where a limit is passed."
-        if self.done:
-            return await self.messages.receive()
-        if declared_length(self.headers) > self.max_body:
-            raise too_large(self.max_body)
-        message = await self.messages.next()
-        self._count(len(message.get('body', b'')))
-        self.done = not message.get('more_body')
-        if self.done:
-            self.memory.complete(self)
-        return message
-
-    def _count(self, n):
+    def count(self, n: int):
+        "Count `n` more bytes. Raises a `Problem` if they are too many, or the body was evicted."
         if self.messages.stopped:
             raise no_room()
         if self.got + n > self.max_body:
@@ -225,6 +215,28 @@ class Body:
         "Give the memory back, and stop waiting."
         self.memory.free(self)
         self.messages.stop()
+
+# %% ../nbs/parts/guard.ipynb #g06-bodydef
+class Body(_Counted):
+    "One request's body on its way in."
+
+    def __init__(self, headers: Mapping, receive, memory, max_body: int, patience: float):
+        super().__init__(Messages(receive, patience), memory, max_body)
+        self.headers = headers
+        self.done = False
+
+    async def receive(self) -> dict:  # an ASGI message
+        "The next message, counted. Raises a `Problem` where a limit is passed."
+        if self.done:
+            return await self.messages.receive()
+        if declared_length(self.headers) > self.max_body:
+            raise too_large(self.max_body)
+        message = await self.messages.next()
+        self.count(len(message.get('body', b'')))
+        self.done = not message.get('more_body')
+        if self.done:
+            self.memory.complete(self)
+        return message
 
 # %% ../nbs/parts/guard.ipynb #g06-draindef
 async def drain(body, seconds: float = 1) -> bool:  # can the connection go on?
@@ -265,7 +277,7 @@ async def _send_problem(problem, rid, send):
 
 # %% ../nbs/parts/guard.ipynb #g06-dresseddef
 async def _dressed(message: dict, body: Body, rid: str) -> dict:
-    "A message of an answer; the first gets the headers, once the body is out of the way."
+    "A message of an answer. The first gets the headers, once the body is out of the way."
     if message['type'] != 'http.response.start':
         return message
     closing = [] if await drain(body) else [(b'connection', b'close')]
@@ -273,9 +285,22 @@ async def _dressed(message: dict, body: Body, rid: str) -> dict:
 
 # %% ../nbs/parts/guard.ipynb #g06-asget
 def _noted(scope: dict, rid: str) -> dict:
-    "The scope with the request's id, which a handler outside the guard needs too; HEAD as GET."
+    "The scope with the request's id, which handlers outside the guard need too, and HEAD as GET."
     scope.setdefault('state', {})['request_id'] = rid
     return {**scope, 'method': 'GET'} if scope['method'] == 'HEAD' else scope
+
+# %% ../nbs/parts/guard.ipynb #g06-passon
+async def _pass_on(app, scope: dict, body: Body, send, known: dict):  # hosts and origins we know
+    "Let a request through to the application, or answer it with a refusal."
+    rid = request_id(body.headers)
+    scope = _noted(scope, rid)
+
+    async def answer(message):
+        await send(await _dressed(message, body, rid))
+
+    if problem := foreign(scope['method'], body.headers, **known):
+        return await _send_problem(problem, rid, answer)
+    await app(scope, body.receive, answer)
 
 # %% ../nbs/parts/guard.ipynb #g06-guarddef
 class Guard:
@@ -288,7 +313,7 @@ class Guard:
         max_body: int = 25_000_000,  # bytes of one body
         max_held: int = 100_000_000,  # bytes of all bodies that are in memory at a time
         patience: float = 20,  # seconds that a body may take
-        hosts=(),  # names we go by, besides those without a dot and addresses; `*`: any
+        hosts=(),  # names we go by, besides addresses and those without a dot (`*`: any)
         origins=(),  # other web sites whose pages may ask
     ):
         self.app = app
@@ -297,20 +322,12 @@ class Guard:
         self.known = dict(hosts=hosts, origins=origins)
 
     async def __call__(self, scope, receive, send):
-        "Let a request through, or answer it with a refusal."
+        "Have a request passed on or refused, and forget its body."
         if scope['type'] != 'http':
             return await self.app(scope, receive, send)
         body = Body(Headers(scope=scope), receive, self.memory, **self.limits)
-        rid = request_id(body.headers)
-        scope = _noted(scope, rid)
-
-        async def answer(message):
-            await send(await _dressed(message, body, rid))
-
         try:
-            if problem := foreign(scope['method'], body.headers, **self.known):
-                return await _send_problem(problem, rid, answer)
-            await self.app(scope, body.receive, answer)
+            await _pass_on(self.app, scope, body, send, self.known)
         finally:
             self.memory.free(body)
 
@@ -323,7 +340,7 @@ class _InMemory(MultiPartParser):
 
 # %% ../nbs/parts/guard.ipynb #g06-badform
 def bad_form():
-    return Problem(400, 'bad_form', 'The form is damaged or not complete; send it again.')
+    return Problem(400, 'bad_form', 'The form is damaged or not complete. Send it again.')
 
 # %% ../nbs/parts/guard.ipynb #g06-parserdef
 def _form_headers(headers):
@@ -333,7 +350,7 @@ def _form_headers(headers):
 
 # %% ../nbs/parts/guard.ipynb #g06-parsedef
 async def _parse(request, most):
-    "Starlette's form; a `Problem` where it is broken, or holds more than `most` files."
+    "Starlette's form. Raises a `Problem` where it is broken, or holds more than `most` files."
     headers = _form_headers(request.headers)
     limits = dict(max_files=most, max_fields=20, max_part_size=10_000)
     try:
@@ -341,7 +358,7 @@ async def _parse(request, most):
     except MultiPartException as e:
         if not e.message.startswith('Too many files'):
             raise bad_form() from None
-        message = f'More than {most} file{"s" * (most > 1)} in one request; send fewer.'
+        message = f'More than {most} file{"s" * (most > 1)} in one request. Send fewer.'
         raise Problem(413, 'too_many_files', message) from None
     except (UnicodeError, LookupError):
         raise bad_form() from None
@@ -352,7 +369,7 @@ async def read_uploads(
     field: str,  # the form's field
     most: int,  # files
 ) -> list:  # of (name, bytes)
-    "The files of a multipart form, in memory only; a `Problem` if there are none, or too many."
+    "The files of a form, held in memory only. Raises a `Problem` for none, and for too many."
     if not request.headers.get('content-type', '').lower().startswith('multipart/form-data'):
         message = f'Send the picture as multipart/form-data, in the field "{field}".'
         raise Problem(415, 'not_a_form', message)

@@ -26,14 +26,14 @@ from .guard import busy
 class Asked(NamedTuple):
     "What a client is told of its rate."
 
-    wait: float  # seconds until the next request is welcome; 0: this one is
+    wait: float  # seconds until the next request is welcome, or 0 if this one is
     limit: int  # requests a minute
     left: int  # requests that are left
     reset: int  # seconds until all are there again
 
 # %% ../nbs/parts/limits.ipynb #l06-bucket
 class Bucket:
-    "The requests that one client has left; it fills up again with time."
+    "The requests that one client has left, which grow again with time."
 
     def __init__(self, per_minute: float, now: float):  # now: seconds
         self.per_minute = per_minute
@@ -58,7 +58,7 @@ class Rate:
     def __init__(
         self,
         per_minute: float,  # 0: no limit
-        clients: int = 10_000,  # remembered at a time; the longest unseen are forgotten
+        clients: int = 10_000,  # remembered at a time, where the longest unseen are forgotten
         clock=time.monotonic,  # seconds
     ):
         self.per_minute = per_minute
@@ -77,7 +77,7 @@ class Rate:
             self.buckets.popitem(last=False)
         return bucket.take(now)
 
-    def wait(self, who: str) -> float:  # seconds until the next request is welcome; 0: this one is
+    def wait(self, who: str) -> float:  # seconds until the next request is welcome, 0 if this is
         "The same, where only the wait counts."
         return self.ask(who).wait
 
@@ -97,7 +97,7 @@ def check_key(
 
 # %% ../nbs/parts/limits.ipynb #c06-placesdef
 class Slots:
-    "So many slots for pictures in flight; `seen` hears how many are taken after each change."
+    "So many slots for pictures in flight. After each change `seen` hears how many are taken."
 
     def __init__(self, room: int = 64, seen=lambda held: None):  # room: pictures
         self.room = room
@@ -125,7 +125,7 @@ class Slots:
 
 # %% ../nbs/parts/limits.ipynb #d6b-budget
 class Budget:
-    "So many bytes to share; whoever asks first is served first."
+    "So many bytes to share. Whoever asks first is served first."
 
     def __init__(self, room: int):  # bytes
         self.room = room
@@ -150,19 +150,23 @@ def _process(pid):
     "A process: psutil reads some files each time that it looks one up."
     return psutil.Process(pid)
 
-# %% ../nbs/parts/limits.ipynb #l06-memory
+# %% ../nbs/parts/limits.ipynb #l06-space
 SPARE = 200_000_000  # bytes of address space beyond what a picture should take
 
 
+def _address_space(memory: int) -> int:  # bytes
+    "How large the process may become if it is to take so much memory more."
+    used = _process(os.getpid()).memory_info().vms
+    return used + 2 * memory + SPARE  # some is only reserved
+
+# %% ../nbs/parts/limits.ipynb #l06-memory
 @contextmanager
 def memory_limit(memory: int):  # bytes beyond what is in use now
-    "While the block runs the process gets no more memory than that; a `MemoryError` if it asks."
+    "Give the block no more memory than that: where it asks for more, a `MemoryError` is raised."
     import resource
 
     now, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = _process(os.getpid()).memory_info().vms
-    limit = used + 2 * memory + SPARE  # some is only reserved
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (_address_space(memory), hard))
     try:
         yield
     finally:

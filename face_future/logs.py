@@ -25,8 +25,8 @@ def request_fields(record: logging.LogRecord) -> bool:
     return True
 
 # %% ../nbs/parts/logs.ipynb #lo-handler
-def json_handler(stream=None) -> logging.Handler:  # a text file; None: standard error
-    "A handler that writes each record as one line of JSON; a `ValueError` without its package."
+def json_handler(stream=None) -> logging.Handler:  # a text file, or None for standard error
+    "A handler that writes each record as JSON. Raises a `ValueError` where its package is missing."
     if not find_spec('pythonjsonlogger'):
         raise ValueError(
             'FACE_FUTURE_JSON_LOGS needs python-json-logger: pip install "face_future[logs]"'
@@ -47,7 +47,7 @@ def json_handler(stream=None) -> logging.Handler:  # a text file; None: standard
 
 # %% ../nbs/parts/logs.ipynb #lo-use
 def use_json_logs(stream=None):  # as of `json_handler`
-    "From now on everything that this process logs is JSON; uvicorn's line a request is left out."
+    "From now on this process logs JSON alone. uvicorn's own line for each request is left out."
     logging.captureWarnings(True)
     logging.getLogger().handlers = [json_handler(stream)]
     for name in ('uvicorn', 'uvicorn.error'):

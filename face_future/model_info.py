@@ -34,7 +34,7 @@ def noted_commit(note: str | None) -> str:  # the text of `direct_url.json`
 
 # %% ../nbs/parts/model_info.ipynb #mi-repository
 def repository_commit(folder: Path) -> str:  # of the package
-    "The commit of the repository that `folder` lies in, if it is the package's own; else empty."
+    "The commit of the repository that `folder` lies in, or '' if that isn't the package's own."
     if not (folder.parent / '.git').exists():
         return ''
     command = ['git', '-C', str(folder), 'rev-parse', 'HEAD']
@@ -58,7 +58,7 @@ def commit() -> str:
 
 # %% ../nbs/parts/model_info.ipynb #mi-figure
 class Loose(BaseModel):
-    "A part that weights bring along; what is not listed is passed on as it is."
+    "A part that weights bring along. What is not listed is passed on as it is."
 
     model_config = ConfigDict(extra='allow')
 
@@ -154,8 +154,8 @@ class ModelInfo(BaseModel):
 # %% ../nbs/parts/model_info.ipynb #mi-fn
 CONVENTION = dict(
     generated='fake is synthesised or manipulated',
-    photograph='in the training data fake meant photograph; the answers here are turned round, '
-    'so that fake is synthesised or manipulated',
+    photograph='in the training data fake meant photograph, so the answers here are turned round: '
+    'fake is synthesised or manipulated',
 )
 FROM_WEIGHTS = [k for k in ModelInfo.model_fields if k not in ('build', 'limits', *SETTINGS)]
 
@@ -166,7 +166,7 @@ def build(predictor) -> dict:  # fields of `Build`
     return dict(version=__version__, commit=commit(), backend=backend)
 
 # %% ../nbs/parts/model_info.ipynb #mi-info
-def model_info(service) -> dict:  # fields of `ModelInfo`; `service`: a running `Service`
+def model_info(service) -> dict:  # fields of `ModelInfo`, from a running `Service`
     "What `GET /model` answers."
     known = service.predictor.settings
     about = {k: known[k] for k in FROM_WEIGHTS if known.get(k) is not None}

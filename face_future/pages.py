@@ -26,7 +26,7 @@ CSP = (
 
 # %% ../nbs/parts/pages.ipynb #w60-staticfn
 def static(path: str, content: bytes, kind: str, name: str, policy: str = CSP) -> Route:
-    "A route to something that does not change while the server runs; `kind` is its media type."
+    "A route to what does not change while the server runs. `kind` is its media type."
     headers = {'Content-Security-Policy': policy, 'Cache-Control': 'no-cache'}
 
     async def page(request):

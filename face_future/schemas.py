@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXAMPLE', 'Headline', 'Preview', 'PictureThreshold', 'old_name_of', 'Named', 'Verdict', 'HeatMap', 'Box',
            'FaceVerdict', 'ImageInfo', 'ModelName', 'Timing', 'Evidence', 'Answer', 'ErrorInfo', 'Error', 'BatchItem',
-           'BatchAnswer', 'heat_png', 'compose']
+           'BatchAnswer', 'Link', 'heat_png', 'compose']
 
 # %% ../nbs/parts/schemas.ipynb #d06-imports
 import base64
@@ -25,7 +25,7 @@ from .renamed import ANSWERS, UNTIL, with_old_names
 # %% ../nbs/parts/schemas.ipynb #d06-models
 def old_name_of(name: str) -> FieldInfo:
     "A field that is there for programs that know `name` by its old name."
-    text = f'The old name of {name}; until version {UNTIL}.'
+    text = f'The old name of {name}, until version {UNTIL}.'
     return Field(None, description=text, json_schema_extra=dict(deprecated=True))
 
 # %% ../nbs/parts/schemas.ipynb #d06-oldnames
@@ -48,8 +48,8 @@ class Verdict(Named):
     "The verdict on a face, or on a picture as a whole."
 
     prediction: Literal['real', 'fake'] = Field(
-        description='The likelier of two words, even where the verdict is unsure; '
-        'fake is synthesised or manipulated.'
+        description='The likelier of two words, even where the verdict is unsure. '
+        'Here fake is synthesised or manipulated.'
     )
     confidence: float = Field(
         ge=0, le=1, description='In the prediction: .5 at the threshold, up to 1.'
@@ -57,7 +57,7 @@ class Verdict(Named):
     verdict: Literal['real', 'fake', 'unsure'] = Field(description='The word to act on.')
     unsure_reasons: list[str] = Field(
         description='Why it is unsure: no_face, face_too_small, face_cut, too_dark, too_blurred, '
-        'too_compressed, views_disagree, close_call, faces_left_out; empty if it is sure.'
+        'too_compressed, views_disagree, close_call, faces_left_out. Empty if it is sure.'
     )
     p_fake: float = Field(
         ge=0,
@@ -81,7 +81,7 @@ class HeatMap(BaseModel):
 
 # %% ../nbs/parts/schemas.ipynb #d06-box
 class Box(BaseModel):
-    "In pixels of the upright picture; may reach over its edge."
+    "In pixels of the upright picture, over whose edge it may reach."
 
     left: float
     top: float
@@ -106,10 +106,10 @@ class ImageInfo(BaseModel):
     orientation: int = Field(
         1,
         description='How a file other than a JPEG says it has to be turned, or a JPEG in its XMP '
-        'alone, 1 to 8 as in EXIF; all else here is of the upright picture.',
+        'alone, 1 to 8 as in EXIF. All else here is of the upright picture.',
     )
     frame: int = Field(1, description='Which frame of an animation was predicted, from 1.')
-    frames: int = Field(1, description='How many frames the file has; 1000 are as many or more.')
+    frames: int = Field(1, description='How many frames the file has. 1000: as many or more.')
 
 # %% ../nbs/parts/schemas.ipynb #d06-modelname
 class ModelName(BaseModel):
@@ -144,8 +144,8 @@ class Evidence(BaseModel):
     who: str = Field(description='The signer, the tool or the camera, as the file names it.')
     value: str = Field(description='What it says, at most 300 characters.')
     signed: Literal['no', 'unchecked', 'broken', 'valid', 'trusted'] = Field(
-        description='trusted: by somebody on the list of trust; valid: it fits the file, but the '
-        'name is not proven; no: it can be forged or stripped by anybody.'
+        description='trusted: by somebody on the list of trust. valid: it fits the file, but the '
+        'name is not proven. no: it can be forged or stripped by anybody.'
     )
     text: str = Field(description='For people, in English.')
 
@@ -195,7 +195,7 @@ PictureThreshold = Annotated[
     Optional[float],
     Field(
         description='p_fake from which this picture is called fake: the threshold, higher for '
-        'more faces; null where no p_fake is enough for so many.'
+        'more faces, or null where no p_fake is enough for so many.'
     ),
 ]
 
@@ -215,7 +215,7 @@ class Answer(Verdict):
     )
     headline: Headline = ''
     evidence: list[Evidence] = Field(
-        [], description='What the file says of itself; it never changes p_fake.'
+        [], description='What the file says of itself, which never changes p_fake.'
     )
     image: ImageInfo
     preview: Preview = ''
@@ -223,7 +223,7 @@ class Answer(Verdict):
     threshold: float = Field(description='p_fake at or above it is called fake.')
     picture_threshold: PictureThreshold = None
     lower_threshold: float = Field(
-        description='p_fake below it is called real; in between is a close call.'
+        description='p_fake below it is called real. What lies in between is a close call.'
     )
     timing_ms: Timing
     request_id: str
@@ -241,7 +241,7 @@ class ErrorInfo(BaseModel):
 _EXAMPLE_ERROR = Problem(
     413,
     'body_too_large',
-    'The upload is over the limit of 25 MB; send a smaller file, or fewer at a time.',
+    'The upload is over the limit of 25 MB. Send a smaller file, or fewer at a time.',
 )
 
 # %% ../nbs/parts/schemas.ipynb #d06-error
@@ -253,7 +253,7 @@ class Error(BaseModel):
 
 # %% ../nbs/parts/schemas.ipynb #d06-batch
 class BatchItem(BaseModel):
-    "A file's own answer or its own error; the other one is null."
+    "A file's own answer or its own error. The other one is null."
 
     name: str = Field(description='As the client called the file.')
     result: Optional[Answer]
@@ -265,6 +265,12 @@ class BatchAnswer(BaseModel):
 
     results: list[BatchItem] = Field(description='In the order of the files.')
     request_id: str
+
+# %% ../nbs/parts/schemas.ipynb #d06-link
+class Link(BaseModel):
+    "Where a picture is."
+
+    url: str = Field(max_length=2000, description='Its public address, http or https.')
 
 # %% ../nbs/parts/schemas.ipynb #d06-heatdef
 def heat_png(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNTED', 'SIZES', 'SECONDS', 'TOY', 'forget_dead', 'reserve', 'Registry', 'seconds_buckets', 'Metrics',
            'make_red_detector', 'RedIsFake', 'answer_fields', 'BatchPredictor', 'shared', 'decoders_for', 'links_for',
-           'model_of', 'timing_ms', 'one_of', 'stuck', 'Engine', 'Service', 'load_predictor']
+           'model_of', 'timing_ms', 'one_of', 'stuck', 'check_oldest', 'Engine', 'Service', 'load_predictor']
 
 # %% ../nbs/parts/service.ipynb #e06-imports
 import asyncio
@@ -18,14 +18,8 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import psutil
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-    multiprocess,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
+from prometheus_client.exposition import generate_latest
 
 from .backends import cpu_threads
 from .batching import Batcher, gather, split
@@ -54,7 +48,7 @@ _COUNTERS = ('counter', 'histogram', 'gauge_livesum', 'gauge_livemax')
 
 
 def reserve(folder: Path):
-    "Store this worker's files of counters in full; an `OSError` if there is no room for them."
+    "Store this worker's files of counters in full. Raises an `OSError` where there is no room."
     for kind in _COUNTERS:
         file = folder / f'{kind}_{os.getpid()}.db'
         if not file.exists():
@@ -74,7 +68,7 @@ class Registry:
         return kind(f'face_future_{name}', about, labels, registry=self.registry, **kwargs)
 
     def text(self) -> bytes:
-        "All of it; with several workers, of all of them."
+        "All of it, and of all workers where there are several."
         folder = os.environ.get('PROMETHEUS_MULTIPROC_DIR')
         if not folder:
             return generate_latest(self.registry)
@@ -97,26 +91,16 @@ class Metrics(Registry):
 
     def __init__(self, timeout: float = 30):  # of the service, seconds
         super().__init__()
-        self.requests = self.of(Counter, 'requests', 'Requests answered.', ['path', 'status'])
         waits = seconds_buckets(timeout)
-        self.seconds = self.of(
-            Histogram,
-            'request_seconds',
-            'From the first byte to the answer.',
-            ['path'],
-            buckets=waits,
-        )
+        self.requests = self.of(Counter, 'requests', 'Requests answered.', ['path', 'status'])
+        about = 'From the first byte to the answer.'
+        self.seconds = self.of(Histogram, 'request_seconds', about, ['path'], buckets=waits)
         self.pictures = self.of(Counter, 'pictures', 'Pictures predicted.', ['verdict'])
-        self.crops = self.of(
-            Histogram, 'batch_crops', 'Crops that the network predicted at once.', buckets=SIZES
-        )
+        about = 'Crops that the network predicted at once.'
+        self.crops = self.of(Histogram, 'batch_crops', about, buckets=SIZES)
         self.network = self.of(Histogram, 'batch_seconds', 'Time of the network for a batch.')
-        self.held = self.of(
-            Gauge,
-            'slots_taken',
-            'Pictures accepted and not yet answered.',
-            multiprocess_mode='livesum',
-        )
+        about = 'Pictures accepted and not yet answered.'
+        self.held = self.of(Gauge, 'slots_taken', about, multiprocess_mode='livesum')
 
     def batch(self, crops: int, seconds: float):
         "Count one batch of the network."
@@ -170,20 +154,23 @@ def _red_prediction(crops):  # for each picture what `make_red_detector` finds
         quality_issue=np.array(issues),
     )
 
+# %% ../nbs/parts/service.ipynb #e06-redsettings
+_RED_SETTINGS = dict(  # as weights bring them along
+    name='red.safetensors',
+    sha256='0' * 64,
+    arch='none',
+    preprocess=dict(crop='face'),
+    fake_means='generated',
+    threshold=0.5,
+    temperature=1.0,
+    card=dict(limits='A toy.'),
+)
+
 # %% ../nbs/parts/service.ipynb #e06-fakedef
 class RedIsFake:
     "A stand-in for the `Predictor` in tests: red is fake, blue is real, grey is no face."
 
-    settings = dict(
-        name='red.safetensors',
-        sha256='0' * 64,
-        arch='none',
-        preprocess=dict(crop='face'),
-        fake_means='generated',
-        threshold=0.5,
-        temperature=1.0,
-        card=dict(limits='A toy.'),
-    )
+    settings = _RED_SETTINGS
     backend = SimpleNamespace(streams=1)
     make_detector = ['face_future.service', 'make_red_detector', {}]
     views = ('identity',)
@@ -265,7 +252,7 @@ def links_for(settings: Settings) -> Links | None:
 
 # %% ../nbs/parts/service.ipynb #e06-modelof
 def model_of(predictor, metrics: Metrics) -> dict:
-    "Which weights predict, and what runs them, for each answer; the metrics say it too."
+    "Which weights predict, and what runs them, for each answer. The metrics say it too."
     built = build(predictor)
     model = dict(name=predictor.settings['name'], **checksums(predictor))
     metrics.built(built | model | dict(weights=model['name']))
@@ -297,10 +284,16 @@ async def one_of(
 def stuck() -> Problem:
     "A `Problem` 503 that asks the operator for a new start."
     message = (
-        'The network has not answered for longer than the timeout; '
-        'the service has to be started anew.'
+        'The network has not answered for longer than the timeout. '
+        'The service has to be started anew.'
     )
     return Problem(503, 'stuck', message)
+
+# %% ../nbs/parts/service.ipynb #e06-oldest
+def check_oldest(oldest: float, timeout: float):  # seconds: of the oldest batch, and at most
+    "Raise the `Problem` if the network is stuck."
+    if oldest > timeout:
+        raise stuck()
 
 # %% ../nbs/parts/service.ipynb #e06-engine
 class Engine:
@@ -326,8 +319,7 @@ class Engine:
 
     def check(self):
         "A `Problem` 503 if a batch is stuck."
-        if self.batcher.oldest() > self.settings.timeout:
-            raise stuck()
+        check_oldest(self.batcher.oldest(), self.settings.timeout)
 
     async def close(self):
         "Finish what was accepted, within a few seconds."
@@ -339,7 +331,7 @@ class Service(Engine):
     "A predictor and all that stands between it and its clients."
 
     async def answer(self, data, explain: bool, request_id, **wishes):
-        "The `Answer` for a file's bytes, as a dict; a `Problem` if it is no picture."
+        "The `Answer` for a file's bytes, as a dict. Raises a `Problem` if it is no picture."
         start = time.perf_counter()
         known, crops = await self.decoders(data, **wishes)  # `frame` and `preview` of `prepare`
         prepared = time.perf_counter()

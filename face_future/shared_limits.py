@@ -32,18 +32,23 @@ def _check_installed():
 PATIENCE = 0.5  # seconds that Redis may take
 REST = 5.0  # seconds for which it isn't asked after a failure
 
-# %% ../nbs/parts/shared_limits.ipynb #sl1-limiter
-def _limiter(per_minute: float, url: str):
-    "What counts in Redis, and the rate as so many requests in so many minutes."
+# %% ../nbs/parts/shared_limits.ipynb #sl1-item
+def _item(per_minute: float):
+    "A rate as so many requests in so many minutes, which is how the package counts."
     from limits import RateLimitItemPerMinute
+
+    rate = Fraction(per_minute).limit_denominator(60)
+    return RateLimitItemPerMinute(rate.numerator, rate.denominator)
+
+# %% ../nbs/parts/shared_limits.ipynb #sl1-limiter
+def _limiter(url: str):
+    "What counts in Redis."
     from limits.aio.storage import RedisStorage
     from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
     timeouts = dict(socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE)
     store = RedisStorage(f'async+{url}', implementation='redispy', **timeouts)
-    rate = Fraction(per_minute).limit_denominator(60)
-    item = RateLimitItemPerMinute(rate.numerator, rate.denominator)
-    return SlidingWindowCounterRateLimiter(store), item
+    return SlidingWindowCounterRateLimiter(store)
 
 # %% ../nbs/parts/shared_limits.ipynb #sl1-window
 class Window(NamedTuple):
@@ -63,7 +68,7 @@ class Window(NamedTuple):
         return math.floor(self.before * self.before_ends / length) + self.now
 
     def wait(self, limit: int, length: float) -> float:  # length: of a window, seconds
-        "Seconds until there is room for one more request; 0: there is."
+        "Seconds until there is room for one more request, or 0 if there is now."
         if self.counted(length) < limit:
             return 0.0
         waits = [max(0.0, self.now_ends - length)] if self.now else []
@@ -83,6 +88,25 @@ async def _ask_redis(limiter, item, limit: int, who: str) -> Asked:
     left = min(limit, max(0, item.amount - window.counted(length)))
     return Asked(wait, limit, left, math.ceil(window.full_in()))
 
+# %% ../nbs/parts/shared_limits.ipynb #sl1-silence
+class _Silence:
+    "The time for which Redis is left alone after a failure."
+
+    def __init__(self, clock):  # seconds
+        self.clock = clock
+        self.until = 0.0
+
+    def holds(self) -> bool:
+        "Is Redis still left alone?"
+        return self.clock() < self.until
+
+    def begin(self, failure: Exception):
+        "Leave Redis alone for a while, and say so if it was not left alone just before."
+        if not self.until or self.clock() > self.until + REST:
+            kind = type(failure).__name__
+            log.warning('no answer from Redis (%s): this replica counts alone', kind)
+        self.until = self.clock() + REST
+
 # %% ../nbs/parts/shared_limits.ipynb #sl1-shared
 class SharedRate:
     "So many requests a minute for each client, of all replicas that name the same Redis."
@@ -95,25 +119,19 @@ class SharedRate:
         clock=time.monotonic,
     ):
         _check_installed()
-        self.limiter, self.item = _limiter(per_minute, url)
+        self.limiter = _limiter(url)
+        self.item = _item(per_minute)
         self.limit = max(1, math.floor(per_minute))
         self.alone = alone
-        self.clock = clock
-        self.silent_until = 0.0
+        self.silence = _Silence(clock)
 
     async def ask(self, who: str) -> Asked:
         "Take one request of the client's, if it has one left, and say what is left."
-        if self.clock() < self.silent_until:
+        if self.silence.holds():
             return self.alone.ask(who)
         try:
             asked = _ask_redis(self.limiter, self.item, self.limit, who)
             return await asyncio.wait_for(asked, PATIENCE)
         except Exception as e:  # of Redis, of the network, or of time
-            self._rest(e)
+            self.silence.begin(e)
             return self.alone.ask(who)
-
-    def _rest(self, e):
-        "Leave Redis alone for a while, and say so when it begins."
-        if not self.silent_until or self.clock() > self.silent_until + REST:
-            log.warning('no answer from Redis (%s): this replica counts alone', type(e).__name__)
-        self.silent_until = self.clock() + REST

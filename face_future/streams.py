@@ -60,7 +60,7 @@ def _in_order(
     most: int,  # batches that wait or are at work, at most
     keep,  # called with the rows that were ready when it was stopped
 ):  # yields what `work` gives, in the order of `batches`
-    "Work on batches in parallel; stopped, it drops what waits and keeps what is at work."
+    "Work on batches in parallel. Stopped, it drops what waits and keeps what is at work."
     waiting = deque()
     try:
         for batch in batches:
@@ -92,7 +92,7 @@ def _results(predictor, files, bs, keep, read, evidence_of):  # yields (rows, er
 def predict_files(
     predictor,  # a `Predictor`
     files: list,  # paths
-    bs: int = None,  # images a batch; None: 8 on a CPU, 64 on a GPU
+    bs: int = None,  # images a batch, or None for 8 on a CPU and 64 on a GPU
     progress: bool = False,
     root: str | Path | None = None,  # see `file_indices`
     known: dict = None,  # path -> row of pictures that were predicted earlier
@@ -100,7 +100,7 @@ def predict_files(
     read=read_rgb,  # called with a path, gives the pixels
     evidence_of=file_evidence,  # called with a path, gives the evidence in it
 ) -> tuple:  # rows (a dict an image, see `picture_rows`), errors (dicts of file and error)
-    "Predict many files; unreadable ones land among the errors."
+    "Predict many files. The unreadable ones land among the errors."
     if bs is not None and bs < 1:
         raise ValueError(f'bs (--bs) {bs}: must be at least 1.')
     keep = keep or (lambda rows: None)

@@ -35,7 +35,7 @@ HEAD = struct.Struct('>II')  # bytes of JSON, bytes of data
 
 
 def pack(fields: dict, data=b'') -> bytes:
-    "A message's head; the data follow it."
+    "A message's head, which the data follow."
     text = json.dumps(fields).encode()
     return HEAD.pack(len(text), len(data)) + text
 
@@ -90,23 +90,34 @@ def make_toy_detector(size: int = 8):  # of the crop, pixels
 
     return detect
 
-# %% ../nbs/parts/worker.ipynb #w06-summary
-FREE = 64_000_000  # bytes that each picture may take without asking
-
-
-def summary(picture, found, most: int, findings=()) -> dict:
-    "What the server learns of a picture, its crops (the first `most` are sent) and evidence."
+# %% ../nbs/parts/worker.ipynb #w06-image
+def _image_facts(picture) -> dict:  # of `decode`
+    "What an answer says of the picture itself: its size, and what is known of the file."
     height, width = picture.rgb.shape[:2]
     same = ('bytes', 'sha256', 'orientation', 'frame', 'frames')
-    image = dict(width=width, height=height, **{k: getattr(picture, k) for k in same})
+    return dict(width=width, height=height, **{k: getattr(picture, k) for k in same})
+
+# %% ../nbs/parts/worker.ipynb #w06-summary
+def summary(picture, found, most: int, findings=()) -> dict:
+    "What the server learns of a picture, its crops (the first `most` are sent) and evidence."
     return dict(
-        image=image,
+        image=_image_facts(picture),
         evidence=as_dicts(findings),
         headline=headline(findings),
         faces_left_out=getattr(found, 'left_out', 0) + max(0, len(found) - most),
         boxes=[box and [float(v) for v in box] for _, box, _ in found[:most]],
         issues=[str(issue) for _, _, issue in found[:most]],
     )
+
+# %% ../nbs/parts/worker.ipynb #w06-need
+FREE = 64_000_000  # bytes that each picture may take without asking
+
+
+def _need_of(data: bytes, frame: int) -> int:  # bytes
+    "How much memory decoding takes, by what the file says of itself."
+    with memory_limit(FREE):
+        check_pieces(data)
+        return memory_needed(data) * (1 if frame == 1 else 2)
 
 # %% ../nbs/parts/worker.ipynb #d6b-prepare
 def prepare(
@@ -119,11 +130,8 @@ def prepare(
     frame: int = 1,  # of an animation
     preview: str = '',  # `needed` or `always`, see `preview_if`
 ) -> tuple:  # (fields, crops: n × 3 × size × size, float32, or None)
-    "What one picture gives; the fields hold only `need` where `memory` is too little."
-    with memory_limit(FREE):  # what the file says of itself
-        check_pieces(data)
-        need = memory_needed(data) * (1 if frame == 1 else 2)
-    if need > memory:
+    "What one picture gives. Where `memory` is too little, the fields hold `need` alone."
+    if (need := _need_of(data, frame)) > memory:
         return dict(need=need), None
     with memory_limit(memory):
         picture = decode(data, max_pixels, frame, checked=True)
@@ -137,7 +145,7 @@ def prepare(
 
 # %% ../nbs/parts/worker.ipynb #w06-answer
 def answer(order: dict, data: bytes, detect) -> tuple:  # (fields, bytes, or a view of them)
-    "The message that answers an order; whatever goes wrong is a code in `problem`."
+    "The message that answers an order. Whatever goes wrong is a code in `problem`."
     limits = {k: v for k, v in order.items() if k != 'seconds'}
     try:
         with time_limit(order['seconds']):
@@ -173,10 +181,14 @@ def work(module: str, name: str, arguments: dict):
         replies.flush()
 
 # %% ../nbs/parts/worker.ipynb #w06-start
-PROGRAM = (
-    'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
-    'from face_future.worker import work; work(*json.loads(sys.argv[2]))'
-)
+PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from face_future.worker import work
+work(*json.loads(sys.argv[2]))
+"""
+
+# %% ../nbs/parts/worker.ipynb #w06-environment
 ENVIRONMENT = dict(
     MALLOC_MMAP_THRESHOLD_='8000000',  # give what is larger back at once, the rest if it is much
     MALLOC_TRIM_THRESHOLD_='10000000',
@@ -199,12 +211,12 @@ async def start_process(detector: list):  # see `detector_of`
 
 # %% ../nbs/parts/worker.ipynb #w06-talk
 async def read_reply(stream) -> tuple:  # (fields, bytes)
-    "The next message of a process; an `EOFError` where it ends."
+    "The next message of a process. Raises an `EOFError` where it ends."
     text, data = HEAD.unpack(await stream.readexactly(HEAD.size))
     fields = json.loads(await stream.readexactly(text))
     return fields, await stream.readexactly(data)
 
-
+# %% ../nbs/parts/worker.ipynb #w06-send
 async def send_order(stream, order: dict, data: bytes) -> None:
     "Write an order and its file to a process, a MB at a time."
     stream.write(pack(order, data))
@@ -220,14 +232,32 @@ def usage_of(process: psutil.Process) -> tuple:  # (seconds of processor time, b
         times = process.cpu_times()
         return times.user + times.system, process.memory_info().rss
 
-# %% ../nbs/parts/worker.ipynb #d6b-process
-class Decoder:
-    "A process that decodes; one order at a time."
+# %% ../nbs/parts/worker.ipynb #w06-watched
+class _Watched:
+    "A process that is watched, and ended when its time is up."
 
     def __init__(self, process):  # of `start_process`
         self.process = process
         self.known = psutil.Process(process.pid)
         self.killed = False
+
+    def usage(self) -> tuple:  # (seconds of processor time, bytes of memory)
+        "What the process has used so far."
+        return usage_of(self.known)
+
+    def step_aside(self):
+        "Leave the processor to others from now on."
+        self.known.nice(10)
+
+    def kill(self):
+        "End the process."
+        self.killed = True
+        if self.process.returncode is None:
+            self.process.kill()
+
+# %% ../nbs/parts/worker.ipynb #d6b-process
+class Decoder(_Watched):
+    "A process that decodes, one order at a time."
 
     @classmethod
     async def start(cls, detector: list, seconds: float = 60):  # see `detector_of`
@@ -244,17 +274,3 @@ class Decoder:
         "Have a file decoded."
         await send_order(self.process.stdin, order, data)
         return await read_reply(self.process.stdout)
-
-    def usage(self) -> tuple:  # (seconds of processor time, bytes of memory)
-        "What the process has used so far."
-        return usage_of(self.known)
-
-    def step_aside(self):
-        "Leave the processor to others from now on."
-        self.known.nice(10)
-
-    def kill(self):
-        "End the process."
-        self.killed = True
-        if self.process.returncode is None:
-            self.process.kill()
