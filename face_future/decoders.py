@@ -30,7 +30,7 @@ class Lanes:
 
 # %% ../nbs/parts/decoders.ipynb #d6b-place
 class Place:
-    "A place in the fast lane, which its owner has acquired; later perhaps in the slow one."
+    "A place in the fast lane, which its owner has acquired, and later maybe one in the slow lane."
 
     def __init__(self, lanes: Lanes):
         self.lanes = lanes
@@ -81,7 +81,7 @@ GLANCE = 0.2  # seconds between looks at what a process uses
 
 
 async def watch(decoder, asking, memory: int, place: Place, limits: PictureLimits):
-    "Wait until `asking` is done; a `Problem` if the process takes too long or too much."
+    "Wait until `asking` is done. Gives a `Problem` if it takes too long or too much memory."
     loop = asyncio.get_running_loop()
     end = loop.time() + limits.patience
     before = None
@@ -154,7 +154,7 @@ class Line:
 
 # %% ../nbs/parts/decoders.ipynb #d6b-waiting
 class Waiting(Alive):
-    "Those who wait for a process; they get what is given back, or a new one, in their order."
+    "Those who wait for a process. In their order they get one that is given back, or a new one."
 
     def __init__(self, detector: list):  # see `detector_of`
         super().__init__(detector)
@@ -179,7 +179,7 @@ class Waiting(Alive):
 
 # %% ../nbs/parts/decoders.ipynb #d6b-lastalive
 def _last_alive(idle: list, alive: set) -> Decoder | None:
-    "The idle process that was busy last, and is taken; those that have ended are forgotten."
+    "Take the idle process that was busy last, and forget those that have ended."
     while idle:
         decoder = idle.pop()
         if decoder.process.returncode is None:
@@ -190,17 +190,21 @@ def _last_alive(idle: list, alive: set) -> Decoder | None:
 class Processes(Waiting):
     "The processes that are alive, and which of them are idle."
 
-    def __init__(self, detector: list, most: int):  # see `detector_of`; idle ones that are kept
+    def __init__(
+        self,
+        detector: list,  # see `detector_of`
+        most: int,  # idle ones that are kept
+    ):
         super().__init__(detector)
         self.most = most
         self.idle = []
 
     async def open(self):
-        "Start all of them; an error if one doesn't start."
+        "Start all of them, and raise an error if one doesn't start."
         self.idle += await asyncio.gather(*(self.fresh() for _ in range(self.most)))
 
     async def take(self) -> Decoder:
-        "An idle one; else one that is put back or new, whichever comes first."
+        "An idle one, or else one that is put back or new, whichever comes first."
         if decoder := _last_alive(self.idle, self.alive):
             return decoder
         turn = self.line.join()
@@ -228,7 +232,7 @@ class Processes(Waiting):
 
 # %% ../nbs/parts/decoders.ipynb #d6b-crops
 def read_crops(fields: dict, raw: bytes, most: int) -> np.ndarray:  # n × 3 × size × size, float32
-    "The crops in a message; a `ValueError` if there are not as many as it says."
+    "The crops in a message. Raises `ValueError` if there are not as many as it says."
     crops = np.frombuffer(raw, np.float32).reshape(fields['shape'])
     if not 0 < len(crops) == len(fields['boxes']) == len(fields['issues']) <= most:
         raise ValueError('a decoder does not say what it should')
@@ -241,8 +245,8 @@ async def decode_by(
     order: dict,  # of `PictureLimits.order`
     place: Place,
     limits: PictureLimits,
-) -> tuple:  # (fields, crops); a `Problem` may stand in place of the fields
-    "Have one process decode one file; it is killed if it takes too much."
+) -> tuple:  # (fields or a `Problem`, crops)
+    "Have one process decode one file, and kill it if it takes too much."
     asking = asyncio.ensure_future(decoder.ask(order, data))
     if problem := await watch(decoder, asking, order['memory'], place, limits):
         asking.cancel()
@@ -290,7 +294,7 @@ class Tries:
 
 # %% ../nbs/parts/decoders.ipynb #d6b-inplace
 async def decode_in_place(tries: Tries, lanes: Lanes, data: bytes, order: dict, afterwards=None):
-    "Decode with a place in the fast lane, which is acquired, and give it back; what `tries` gives."
+    "Return what `tries` gives in a place of the fast lane, already acquired, and free the place."
     place = Place(lanes)
     try:
         return await tries(data, order, place)
@@ -301,7 +305,7 @@ async def decode_in_place(tries: Tries, lanes: Lanes, data: bytes, order: dict, 
 
 # %% ../nbs/parts/decoders.ipynb #d6b-turns
 class Turns:
-    "Files take turns in the lanes; one that has its place is decoded, even if its client leaves."
+    "Files take turns in the lanes. One that has its place is decoded, even if its client leaves."
 
     def __init__(self, tries: Tries, slots: int):  # of each lane
         self.tries = tries
@@ -309,7 +313,7 @@ class Turns:
         self.busy = set()  # of tasks
 
     async def __call__(self, data: bytes, order: dict, afterwards=None) -> tuple:
-        "(fields, crops), or a `Problem`; `afterwards` is awaited when its memory is free again."
+        "(fields, crops), or a `Problem`. Awaits `afterwards` when the file's memory is free again."
         try:
             await self.lanes.fast.acquire()
         except asyncio.CancelledError:
@@ -349,7 +353,7 @@ class Pool:
         self.turns = Turns(Tries(self.processes, self.limits), workers)
 
     async def open(self):
-        "Start all processes; an error if one doesn't start."
+        "Start all processes, and raise an error if one doesn't start."
         await self.processes.open()
 
     async def close(self, seconds: float = 2):
@@ -372,7 +376,7 @@ class Decoders(Pool):
         self.budget = Budget(memory)
 
     async def __call__(self, data: bytes, **wishes) -> tuple:
-        """(known, crops for `Predictor.predict`) of a file; `wishes`: `frame`, `preview`.
+        """(known, crops for `Predictor.predict`) of a file. The `wishes` are `frame` and `preview`.
 
         A `Problem` if it is no picture, or takes too much."""
         order = self.limits.order(FREE) | wishes

@@ -44,7 +44,7 @@ class Store:
         return posixpath.join(self.root, name)
 
     def names(self, folder: str) -> list:
-        "Names of the finished files of a sub folder, sorted; none if it isn't there."
+        "Names of the finished files of a sub folder, sorted. There are none if it isn't there."
         self.fs.invalidate_cache()
         if not self.fs.exists(self.path(folder)):
             return []
@@ -62,7 +62,7 @@ class Store:
         return self.fs.cat_file(self.path(name))
 
 # %% ../nbs/parts/shards.ipynb #sh1-address
-def address_of(file: Path) -> str:  # its path; where a name is no UTF-8, a file:// address
+def address_of(file: Path) -> str:  # its path, or a file:// address where a name is no UTF-8
     "A file's address as a table can hold it."
     try:
         str(file).encode()
@@ -72,7 +72,7 @@ def address_of(file: Path) -> str:  # its path; where a name is no UTF-8, a file
 
 
 def file_of(address: str) -> str:
-    "The path that `address_of` wrote down; other addresses as they are."
+    "The path that `address_of` wrote down. Other addresses stay as they are."
     if address.startswith('file:///') and '%' in address:
         return os.fsdecode(unquote_to_bytes(address.removeprefix('file://')))
     return address
@@ -100,7 +100,7 @@ def _bucket_rows(url) -> Iterator:
 
 # %% ../nbs/parts/shards.ipynb #sh1-list
 def _beside(address: str, folder: str) -> str:
-    "The address of a picture that a list or table names; relative ones are from its folder."
+    "The address of a picture that a list or table names, maybe relative to its own folder."
     if '://' in address or posixpath.isabs(address):
         return address
     return posixpath.join(folder, address)
@@ -116,19 +116,19 @@ def _list_rows(file) -> Iterator:
                 if address := line.strip():
                     yield printable(address), _beside(address, folder)
         except UnicodeDecodeError:
-            advice = 'save it in that encoding; a name that is none can be a file:// address'
-            raise ValueError(f'{printable(file)}: not a text in UTF-8; {advice}.') from None
+            advice = 'Save it in that encoding. A name that is not UTF-8 can be a file:// address.'
+            raise ValueError(f'{printable(file)}: not a text in UTF-8. {advice}') from None
 
 # %% ../nbs/parts/shards.ipynb #sh1-table
 def _parquet_file(f, file):
-    "An open file as a `ParquetFile`; a `ValueError` if it is none."
+    "An open file as a `ParquetFile`. Raises `ValueError` if it is none."
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(f)
     except (pa.ArrowException, OSError):
-        advice = 'no Parquet table, or a damaged one; make it anew'
+        advice = 'no Parquet table, or a damaged one. Make it anew'
         raise ValueError(f'{printable(file)}: {advice}.') from None
 
 # %% ../nbs/parts/shards.ipynb #sh1-tablerows
@@ -153,9 +153,9 @@ def _table_rows(file) -> Iterator:
 # %% ../nbs/parts/shards.ipynb #sh1-rows
 def source_rows(
     source,  # a folder, a picture, a list (.txt), a table (.parquet), or any of them in a bucket
-    recursive: bool = False,  # sub folders too; in a bucket always
+    recursive: bool = False,  # sub folders too, as always in a bucket
 ) -> Iterator:  # of (id, address)
-    "The pictures that are to be predicted; a `FileNotFoundError` or `ValueError` if it can't be."
+    "The pictures to predict. Raises `FileNotFoundError` or `ValueError` if `source` is no use."
     ending = posixpath.splitext(str(source))[1].lower()
     reader = {'.txt': _list_rows, '.parquet': _table_rows}.get(ending)
     if reader:
@@ -170,7 +170,7 @@ PICTURE_COLUMNS = ['index', 'file', *VERDICT_COLUMNS, *sorted(COUNTS), 'evidence
 
 # %% ../nbs/parts/shards.ipynb #sh1-parquet
 def parquet(rows: list, columns: list) -> bytes:
-    "A table of these columns; text but for `NUMBERS` and `COUNTS`; what a row lacks is null."
+    "A table of these columns, text but for `NUMBERS` and `COUNTS`. What a row lacks is null."
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -185,8 +185,11 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(errors='replace'), digest_size=16).digest()
 
 
-def _fresh(rows, seen: dict) -> Iterator:  # seen: id -> address, shortened; None: planned before
-    "The rows whose id was not `seen`, where it is noted; a `ValueError` if two share an id."
+def _fresh(
+    rows,
+    seen: dict,  # id -> address, both shortened, or None for what was planned before
+) -> Iterator:
+    "The rows whose id was not `seen`, where it is noted. Raises `ValueError` if two share an id."
     for i, address in rows:
         if (d := _digest(i)) not in seen:
             seen[d] = hash(address)
@@ -196,7 +199,7 @@ def _fresh(rows, seen: dict) -> Iterator:  # seen: id -> address, shortened; Non
 
 # %% ../nbs/parts/shards.ipynb #sh1-groups
 def _groups(rows, size: int) -> Iterator:
-    "Lists of `size` rows; the last may be shorter."
+    "Lists of `size` rows, of which the last may be shorter."
     group = []
     for row in rows:
         group.append(row)
@@ -297,7 +300,7 @@ def sweep(plan: Plan) -> int:  # how many there were
 
 # %% ../nbs/parts/shards.ipynb #sh1-note
 def check_note(store: Store, note: dict) -> None:
-    "Note what all rows depend on; a `ValueError` if the rows that are there depend on another."
+    "Note what all rows depend on. Raises `ValueError` if the rows there depend on something else."
     if not store.fs.exists(store.path('manifest.json')):
         return store.write('manifest.json', json.dumps(note, indent=1).encode())
     before = json.loads(store.read('manifest.json'))

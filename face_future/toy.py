@@ -72,7 +72,7 @@ def make_toy(dest: str | Path, n: int = 60, size: int = 64, seed: int = 0) -> Pa
 # %% ../nbs/parts/toy.ipynb #toy-heard
 @contextmanager
 def heard():
-    "Keep stderr out of sight, C libraries' too; yields a function that returns what was said."
+    "Keep stderr out of sight, C libraries' too, and yield a function that returns what was said."
     with tempfile.TemporaryFile('w+', errors='replace') as f, redirect_stderr(f):
         before = os.dup(2)
         os.dup2(f.fileno(), 2)
