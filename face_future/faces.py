@@ -265,6 +265,22 @@ def _search_filled(net, rgb, side, sure, least):
     good = found[found[:, 14] >= sure]
     return good if len(good) else found
 
+# %% ../nbs/parts/faces.ipynb #f01-allpasses
+def _all_passes(net, rgb, side, sure, least):
+    "Faces (N × 15) from as many passes as are needed: the `sure` ones, or else all."
+    large = max(rgb.shape[:2]) > 2 * side and min(rgb.shape[:2]) >= SMALLEST
+    half = halved(rgb, max(rgb.shape[:2]) / 2) if large else None
+    hints = _first_pass(net, rgb, half, side)
+    found = suppress(hints[hints[:, 14] > least], least)
+    good = found[found[:, 14] >= sure]
+    if large:
+        good = added(good, _search_closer(net, half, hints, good, sure))
+    if len(good):
+        return good
+    if len(found):
+        return found
+    return _search_filled(net, rgb, side, sure, least)
+
 # %% ../nbs/parts/faces.ipynb #f01-finderclass
 class FaceFinder:
     "Finds faces with YuNet. One object may be shared by threads."
@@ -286,18 +302,7 @@ class FaceFinder:
 
     def find(self, rgb: np.ndarray) -> np.ndarray:  # N × 15: boxes, landmarks, scores
         "The faces, from as many passes as are needed."
-        large = max(rgb.shape[:2]) > 2 * self.side and min(rgb.shape[:2]) >= SMALLEST
-        half = halved(rgb, max(rgb.shape[:2]) / 2) if large else None
-        hints = _first_pass(self.net, rgb, half, self.side)
-        found = suppress(hints[hints[:, 14] > self.least], self.least)
-        good = found[found[:, 14] >= self.sure]
-        if large:
-            good = added(good, _search_closer(self.net, half, hints, good, self.sure))
-        if len(good):
-            return good
-        if len(found):
-            return found
-        return _search_filled(self.net, rgb, self.side, self.sure, self.least)
+        return _all_passes(self.net, rgb, self.side, self.sure, self.least)
 
 # %% ../nbs/parts/faces.ipynb #f01-blocks
 def _spread(a):

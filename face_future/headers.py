@@ -91,6 +91,13 @@ def _open_header(data):
     pixels, notes = split_notes(data)
     return Image.open(io.BytesIO(pixels), formats=UPLOADS), notes
 
+# %% ../nbs/parts/headers.ipynb #h06-plain
+def _is_plain(im) -> bool:
+    "Is an opened image of a format and mode that decode without a large second copy?"
+    plain = im.format in ('JPEG', 'MPO', 'PNG', 'GIF', 'BMP')
+    plain = plain and im.mode in ('1', 'L', 'P', 'RGB', 'CMYK', 'YCbCr')
+    return plain and 'transparency' not in im.info
+
 # %% ../nbs/parts/headers.ipynb #h06-memory
 def memory_needed(data: bytes) -> int:  # bytes
     "What decoding a file takes at the peak, by its header, or 0 where it can't be told."
@@ -99,10 +106,7 @@ def memory_needed(data: bytes) -> int:  # bytes
         return width * height * 25
     try:
         with _open_header(data)[0] as im:
-            plain = im.format in ('JPEG', 'MPO', 'PNG', 'GIF', 'BMP')
-            plain = plain and im.mode in ('1', 'L', 'P', 'RGB', 'CMYK', 'YCbCr')
-            plain = plain and 'transparency' not in im.info
-            return im.width * im.height * (12 if plain else 25)
+            return im.width * im.height * (12 if _is_plain(im) else 25)
     except Exception:  # whatever it is, `decode` will say
         return 0
 
@@ -128,9 +132,7 @@ class Picture:
     rgb: np.ndarray  # height × width × 3, uint8, upright
     bytes: int  # of the file
     sha256: str  # of the file
-    orientation: int = (
-        1  # as in EXIF: how the file says it has to be turned (`rgb` is turned already)
-    )
+    orientation: int = 1  # by which the file is to be turned, as in EXIF (`rgb` is turned already)
     frame: int = 1  # which one it is, of an animation
     frames: int = 1
 

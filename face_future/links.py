@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PORTS', 'REDIRECTS', 'is_public', 'checked_url', 'resolve', 'all_public', 'make_backend', 'check_client',
-           'picture_of', 'follow', 'as_problems', 'Links']
+           'picture_of', 'follow', 'as_problems', 'Places', 'Links']
 
 # %% ../nbs/parts/links.ipynb #li-imports
 import asyncio
@@ -199,8 +199,25 @@ def as_problems(seconds: float):  # that it may take
     except (OSError, UnicodeError, ValueError):  # of TLS, or of a malformed redirect
         raise _unreachable() from None
 
+# %% ../nbs/parts/links.ipynb #li-placesclass
+class Places:
+    "Lets in so many at a time, and sends the others away."
+
+    def __init__(self, most: int):
+        self.places = asyncio.Semaphore(most)
+
+    async def __aenter__(self):
+        "Take a place. Raises `Problem` 503 if none is free."
+        if self.places.locked():
+            raise busy()
+        await self.places.acquire()
+        return self
+
+    async def __aexit__(self, *error):
+        self.places.release()
+
 # %% ../nbs/parts/links.ipynb #li-links
-class Links:
+class Links(Places):
     "Fetches pictures by their addresses, some at a time, and keeps each in memory only."
 
     def __init__(
@@ -213,21 +230,11 @@ class Links:
         ssl_context=None,  # None: the machine's certificates
     ):
         check_client()
+        super().__init__(at_once)
         self.limit = limit
         self.seconds = seconds
-        self.places = asyncio.Semaphore(at_once)
         self.backend = make_backend(resolve, dial)
         self.ssl_context = ssl_context
-
-    async def __aenter__(self):
-        "Take a place. Raises `Problem` 503 if none is free."
-        if self.places.locked():
-            raise busy()
-        await self.places.acquire()
-        return self
-
-    async def __aexit__(self, *error):
-        self.places.release()
 
     async def fetch(self, url: str) -> bytes:
         "The bytes at an address, or a `Problem`."

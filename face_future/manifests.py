@@ -79,10 +79,10 @@ def _with_slashes(path: str, root: Path) -> str:
     there = os.sep == '/' and os.path.lexists(os.path.join(root, path))
     return path if there else path.replace('\\', '/')
 
-# %% ../nbs/parts/manifests.ipynb #man-known
+# %% ../nbs/parts/manifests.ipynb #man-columns
 KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest
 
-
+# %% ../nbs/parts/manifests.ipynb #man-known
 def _read_known(csv: Path, root: Path) -> pd.DataFrame:
     "The columns of a manifest that we know, with a table's names, slashes and lower-case words."
     if not csv.exists():
@@ -115,6 +115,11 @@ def read_manifest(
         'folder of the table. Move it there or, from Python, give root='
     )
 
+# %% ../nbs/parts/manifests.ipynb #man-below
+def _below(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    "The rows of a folder, with their paths from where it lies."
+    return rows.assign(path=[(folder / p).as_posix() for p in rows.path])
+
 # %% ../nbs/parts/manifests.ipynb #lab-merge
 def merge_labels(tables: list[Labels]) -> Labels:
     "Several `Labels` in one. Raises `LabelError` if `fake` has two meanings or a file comes twice."
@@ -123,28 +128,30 @@ def merge_labels(tables: list[Labels]) -> Labels:
         raise LabelError(f'nothing to merge, or two meanings of fake: {sorted(meant)}')
     roots = [Path(os.path.abspath(t.root)) for t in tables]
     root = Path(os.path.commonpath(roots))
-    moved = [
-        t.rows.assign(path=[(r.relative_to(root) / p).as_posix() for p in t.rows.path])
-        for t, r in zip(tables, roots)
-    ]
+    moved = [_below(t.rows, r.relative_to(root)) for t, r in zip(tables, roots)]
     sources = {t.label_source for t in tables}
     label_source = sources.pop() if len(sources) == 1 else 'manifest'
     return Labels(pd.concat(moved), root, label_source, meant.pop())
 
+# %% ../nbs/parts/manifests.ipynb #man-familytable
+def _families(csv: str | Path) -> tuple:  # (table, names of the columns that tell its rows apart)
+    "Which source belongs to which family, maybe one way for reals and another for fakes."
+    known = read_csv(csv)
+    if missing := {'source', 'family'} - set(known):
+        raise LabelError(f'{Path(csv).name} has no column {sorted(missing)}')
+    by = ['source', 'label'] if 'label' in known else ['source']
+    if known.duplicated(by).any():
+        raise LabelError(f'{Path(csv).name} lists a source twice')
+    return known[[*by, 'family']], by
+
 # %% ../nbs/parts/manifests.ipynb #man-families
 def with_families(labels: Labels, csv: str | Path) -> Labels:
     "`labels` with the column `family`, from a CSV. Raises `LabelError` for a source not in it."
-    name = Path(csv).name
-    known = read_csv(csv)
-    if missing := {'source', 'family'} - set(known):
-        raise LabelError(f'{name} has no column {sorted(missing)}')
-    by = ['source', 'label'] if 'label' in known else ['source']
-    if known.duplicated(by).any():
-        raise LabelError(f'{name} lists a source twice')
+    known, by = _families(csv)
     rows = labels.rows.drop(columns='family', errors='ignore')
-    rows = rows.merge(known[[*by, 'family']], 'left', by)
+    rows = rows.merge(known, 'left', by)
     if (lost := rows.source[rows.family.isna()]).size:
-        raise LabelError(f'{name} has no family for {sorted(set(lost))}')
+        raise LabelError(f'{Path(csv).name} has no family for {sorted(set(lost))}')
     return replace(labels, rows=rows)
 
 # %% ../nbs/parts/manifests.ipynb #lab-leftout

@@ -28,6 +28,15 @@ def check_packages(names=('ray', 'pyarrow', 'fsspec')) -> None:
             'pip install "face_future[scale]"'
         )
 
+# %% ../nbs/parts/shards.ipynb #sh1-visible
+def _visible(fs, folder: str) -> list:
+    "Names of the finished files of a folder, sorted. Those being written are hidden."
+    fs.invalidate_cache()
+    if not fs.exists(folder):
+        return []
+    found = [posixpath.basename(f) for f in fs.ls(folder, detail=False)]
+    return sorted(f for f in found if not f.startswith('.'))
+
 # %% ../nbs/parts/shards.ipynb #sh1-store
 class Store:
     "A folder on a disk or in a bucket."
@@ -45,11 +54,7 @@ class Store:
 
     def names(self, folder: str) -> list:
         "Names of the finished files of a sub folder, sorted. There are none if it isn't there."
-        self.fs.invalidate_cache()
-        if not self.fs.exists(self.path(folder)):
-            return []
-        found = [posixpath.basename(f) for f in self.fs.ls(self.path(folder), detail=False)]
-        return sorted(f for f in found if not f.startswith('.'))
+        return _visible(self.fs, self.path(folder))
 
     def write(self, name: str, data: bytes) -> None:
         "All of the file or nothing."
@@ -209,6 +214,20 @@ def _groups(rows, size: int) -> Iterator:
     if group:
         yield group
 
+# %% ../nbs/parts/shards.ipynb #sh1-opened
+def _opened(data: bytes):
+    "The `ParquetFile` that these bytes are."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(pa.BufferReader(data))
+
+
+def _shards_of(name: str, table) -> dict:  # name of a shard -> number of pictures
+    "The shards of a plan's table (a `ParquetFile`), one for each of its row groups."
+    meta = table.metadata
+    return {f'{name}-{k:06d}': meta.row_group(k).num_rows for k in range(meta.num_row_groups)}
+
 # %% ../nbs/parts/shards.ipynb #sh1-batch
 class Plan:
     "What is to be predicted into a `Store`, in shards, and which of them are finished."
@@ -219,12 +238,8 @@ class Plan:
 
     def table(self, name: str):
         "A `ParquetFile` of the plan, opened once."
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if name not in self.tables:
-            data = self.store.read(f'plan/{name}.parquet')
-            self.tables[name] = pq.ParquetFile(pa.BufferReader(data))
+            self.tables[name] = _opened(self.store.read(f'plan/{name}.parquet'))
         return self.tables[name]
 
     def names(self) -> list:
@@ -234,9 +249,7 @@ class Plan:
         "All shards, in order."
         found = {}
         for name in self.names():
-            meta = self.table(name).metadata
-            for k in range(meta.num_row_groups):
-                found[f'{name}-{k:06d}'] = meta.row_group(k).num_rows
+            found |= _shards_of(name, self.table(name))
         return found
 
     def rows(self, shard: str) -> list:  # of dicts: id, path
