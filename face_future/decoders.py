@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GLANCE', 'KNOWN', 'Lanes', 'Place', 'PictureLimits', 'overdrawn', 'watch', 'Alive', 'Line', 'Waiting', 'Idle',
-           'Processes', 'read_crops', 'decode_by', 'Tries', 'decode_in_place', 'Turns', 'known_crops', 'Pool',
-           'Decoders']
+           'Processes', 'read_crops', 'understood', 'decode_by', 'decode_once', 'Tries', 'decode_in_place', 'Turns',
+           'known_crops', 'Pool', 'Decoders']
 
 # %% ../nbs/parts/decoders.ipynb #d6b-imports
 import asyncio
@@ -243,6 +243,13 @@ def read_crops(fields: dict, raw: bytes, most: int) -> np.ndarray:  # n × 3 × 
         raise ValueError('a decoder does not say what it should')
     return crops
 
+# %% ../nbs/parts/decoders.ipynb #d6b-understood
+def understood(fields: dict, raw: bytes, limits: PictureLimits) -> tuple:
+    "(fields or a `Problem`, crops) of a message, where one that asks for memory has no crops."
+    if 'problem' in fields:
+        return refusal(fields['problem'], limits.max_pixels), None
+    return fields, None if 'need' in fields else read_crops(fields, raw, limits.most)
+
 # %% ../nbs/parts/decoders.ipynb #d6b-run
 async def decode_by(
     decoder: Decoder,
@@ -257,14 +264,27 @@ async def decode_by(
         asking.cancel()
         decoder.kill()
         return problem, None
-    fields, raw = asking.result()
-    if 'problem' in fields:
-        return refusal(fields['problem'], limits.max_pixels), None
-    crops = None if 'need' in fields else read_crops(fields, raw, limits.most)
-    return fields, crops
+    return understood(*asking.result(), limits)
 
 # %% ../nbs/parts/decoders.ipynb #d6b-tries
 _BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, asyncio.TimeoutError, psutil.Error)
+
+# %% ../nbs/parts/decoders.ipynb #d6b-once
+async def decode_once(processes, take, data, order, place, limits) -> tuple | None:
+    "What `decode_by` gives with a process that `take` finds, or None if the process ends."
+    decoder = None
+    try:
+        decoder = await take()
+        return await decode_by(decoder, data, order, place, limits)
+    except _BROKEN as e:  # it died, could not start, or did not say what it should
+        log.warning('a decoder ended: %s', type(e).__name__)
+        if not decoder:
+            return busy(), None
+        decoder.kill()
+        return None
+    finally:
+        if decoder:
+            processes.put_back(decoder, usable=place.fast)
 
 # %% ../nbs/parts/decoders.ipynb #d6b-triesclass
 class Tries:
@@ -276,26 +296,11 @@ class Tries:
 
     async def __call__(self, data: bytes, order: dict, place: Place) -> tuple:
         "What `decode_by` gives."
-        answer = await self._once(self.processes.take, data, order, place)
+        file = data, order, place, self.limits
+        answer = await decode_once(self.processes, self.processes.take, *file)
         if answer is None and place.fast:  # it may have died of something else: see once more
-            answer = await self._once(self.processes.fresh, data, order, place)
+            answer = await decode_once(self.processes, self.processes.fresh, *file)
         return answer or (refusal('truncated'), None)
-
-    async def _once(self, take, data, order, place):
-        "What `decode_by` gives, or None if the process ends."
-        decoder = None
-        try:
-            decoder = await take()
-            return await decode_by(decoder, data, order, place, self.limits)
-        except _BROKEN as e:  # it died, could not start, or did not say what it should
-            log.warning('a decoder ended: %s', type(e).__name__)
-            if not decoder:
-                return busy(), None
-            decoder.kill()
-            return None
-        finally:
-            if decoder:
-                self.processes.put_back(decoder, usable=place.fast)
 
 # %% ../nbs/parts/decoders.ipynb #d6b-inplace
 async def decode_in_place(tries: Tries, lanes: Lanes, data: bytes, order: dict, afterwards=None):
