@@ -112,7 +112,7 @@ def halved(picture: np.ndarray, least: float) -> np.ndarray:
         picture = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     return picture
 
-# %% ../nbs/01_data.ipynb #d01-resize
+# %% ../nbs/01_data.ipynb #d01-ways
 INTERPOLATIONS = dict(
     nearest=cv2.INTER_NEAREST,
     bilinear=cv2.INTER_LINEAR,
@@ -120,7 +120,7 @@ INTERPOLATIONS = dict(
     lanczos=cv2.INTER_LANCZOS4,
 )
 
-
+# %% ../nbs/01_data.ipynb #d01-resize
 def _resize(rgb, size, interpolation):
     "A square picture at `size` × `size`. The `interpolation` is for enlarging only."
     side = rgb.shape[0]

@@ -65,8 +65,7 @@ def read_folders(
 # %% ../nbs/00_labels.ipynb #lab-groups
 def clusters(files: list, given: pd.Series) -> np.ndarray:
     "One number a file, shared by look-alikes and by members of a group (`given`, '' for none)."
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    from scipy.sparse import coo_array, csgraph
 
     pairs = duplicates(scan(files))
     given = given[given != '']
@@ -74,7 +73,7 @@ def clusters(files: list, given: pd.Series) -> np.ndarray:
     i = np.r_[pairs.i, first].astype(int)
     j = np.r_[pairs.j, given.index].astype(int)
     graph = coo_array((np.ones(len(i)), (i, j)), shape=(len(files),) * 2)
-    return connected_components(graph, directed=False)[1]
+    return csgraph.connected_components(graph, directed=False)[1]
 
 # %% ../nbs/00_labels.ipynb #grp-deal
 def assign_split(rows: pd.DataFrame, groups, valid_pct: float) -> pd.Series:
