@@ -73,7 +73,7 @@ def _gif_alone(data, control, begin, end):
     return alone + data[begin + 10 + _palette(flags) : end] + b';'
 
 # %% ../nbs/parts/animations.ipynb #an-giframes
-_AFTER = {2: 'clear', 3: 'restore'}  # a GIF's disposal; all others keep
+_AFTER = {2: 'clear', 3: 'restore'}  # disposals of a GIF (all others keep)
 
 # %% ../nbs/parts/animations.ipynb #an-gifcut
 def gif_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of `Frame`
@@ -185,7 +185,7 @@ def webp_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of
 
 # %% ../nbs/parts/animations.ipynb #an-cut
 def cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of `Frame`
-    "The canvas of a GIF, PNG or WebP and its first `most` frames; no frames for other formats."
+    "The canvas and the first `most` frames of a GIF, PNG or WebP. Other formats give no frames."
     ways = ((b'GIF', gif_cut), (b'\x89PNG', png_cut), (b'RIFF', webp_cut))
     for start, way in ways:
         if data.startswith(start):

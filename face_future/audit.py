@@ -26,7 +26,7 @@ from .shortcuts import new_axes, scan_traits, shortcuts
 
 # %% ../nbs/parts/audit.ipynb #aud-finding
 def finding(check: str, severity: str, items: list | int, detail: str) -> dict:
-    "A finding with its `items`, or their number; if there are none its severity is info."
+    "A finding with its `items`, or their number. If there are none its severity is info."
     items, count = ([], items) if isinstance(items, int) else (list(items), len(items))
     severity = severity if count else 'info'
     return dict(check=check, severity=severity, count=count, detail=detail, items=items)
@@ -109,7 +109,7 @@ def check_test(labels: Labels, images: pd.DataFrame, test: str | Path) -> list[d
 
 # %% ../nbs/parts/audit.ipynb #aud-conflicts
 def check_conflicts(labels: Labels) -> list[dict]:
-    "Pictures of which folder and JSON say different words; nothing where there is one source."
+    "Pictures of which folder and JSON say different words. Nothing where there is one source."
     rows = labels.rows
     if not {'folder', 'json'} <= set(rows):
         return []
@@ -236,7 +236,7 @@ def shortcut_findings(traits: pd.DataFrame) -> list[dict]:
             f'shortcut: {t.trait}',
             _trait_severity(t),
             1,
-            f'AUROC {t.auc:.3f} [{t.lo:.3f}, {t.hi:.3f}]; {t.detail}',
+            f'AUROC {t.auc:.3f} [{t.lo:.3f}, {t.hi:.3f}] ({t.detail})',
         )
         for t in traits.itertuples()
     ]
@@ -255,7 +255,7 @@ def audit(
     n = labels.counts()
     pairs = duplicates(images)
     traits = shortcuts(labels, images)
-    detail = ', '.join(f'{c} {k}' for c, k in n.items()) + f'; by {labels.label_source}'
+    detail = ', '.join(f'{c} {k}' for c, k in n.items()) + f' (by {labels.label_source})'
     found = [
         finding('labels', 'info' if all(n.values()) else 'warn', len(labels), detail),
         *check_convention(labels, images, photographs),
@@ -294,7 +294,7 @@ def _blank_axes(rows: int, columns: int):
 
 # %% ../nbs/parts/audit.ipynb #aud-grid
 def picture_grid(items: list[tuple], columns: int = 8):
-    "A figure of (file, caption) pairs, without smoothing; files that can't be read stay blank."
+    "A figure of (file, caption) pairs, without smoothing. Files that can't be read stay blank."
     axes = _blank_axes(-(-len(items) // columns), columns)
     for ax, (file, caption) in zip(axes.flat, items):
         ax.set_title(caption, fontsize=8)
@@ -313,7 +313,7 @@ def captioned(labels: Labels, paths) -> list[tuple]:
 # %% ../nbs/parts/audit.ipynb #aud-plot-found
 @patch
 def plot_conflicts(self: AuditReport, n: int = 8):
-    "The first n pictures of each kind of conflict, with both words; None if there are none."
+    "The first n pictures of each kind of conflict, with both words, or None if there are none."
     conflicts = [f for f in self.findings if f['check'].startswith('conflict')]
     paths = [p for f in conflicts for p in f['items'][:n]]
     return picture_grid(captioned(self.labels, paths), n) if paths else None
@@ -321,6 +321,6 @@ def plot_conflicts(self: AuditReport, n: int = 8):
 
 @patch
 def plot_duplicates(self: AuditReport):
-    "The first four pairs of duplicates, side by side; None if there are none."
+    "The first four pairs of duplicates, side by side, or None if there are none."
     paths = self.labels.rows.path[self.pairs[['i', 'j']][:4].to_numpy().ravel()]
     return picture_grid(captioned(self.labels, paths), min(len(paths), 8)) if len(paths) else None

@@ -38,7 +38,7 @@ def _check_opinion(where: str, row: dict, stems, known) -> None:
 
 # %% ../nbs/parts/challenge.ipynb #cha-words
 def read_words(file: str | Path, stems) -> dict:
-    "`{index: word}` of a challenge JSON; a `LabelError` for a row that `_check_opinion` refuses."
+    "`{index: word}` of a challenge JSON. Raises `LabelError` for a row that can't be used."
     words = {}
     for n, row in enumerate(read_rows(file)):
         _check_opinion(f'{Path(file).name}, row {n}', row, stems, words)
@@ -47,14 +47,14 @@ def read_words(file: str | Path, stems) -> dict:
 
 # %% ../nbs/parts/challenge.ipynb #lab-toy-challenge
 def _write_opinions(dest: Path, n: int) -> None:
-    "Both JSON files for n/2 pictures a class; the first three rows of each contradict the folder."
+    "Both JSON files for n/2 pictures a class. The first three rows of each contradict the folder."
     for word, other in (CLASSES, CLASSES[::-1]):
         rows = [dict(index=i, prediction=other if i <= 3 else word) for i in range(1, n // 2 + 1)]
         atomic_write(dest / f'{word}_cifake_preds.json', json.dumps(rows, indent=4))
 
 # %% ../nbs/parts/challenge.ipynb #cha-make-toy
 def make_toy_challenge(dest: str | Path, n: int = 60) -> Path:
-    "The challenge in small; `real/2.png` is copied to `real/5.png`, `fake/4.png` to `test/6.png`."
+    "The challenge in small. `real/2.png` is copied to `real/5.png`, `fake/4.png` to `test/6.png`."
     dest = Path(dest)
     train = make_toy(dest / 'train', n, size=32)
     _write_opinions(dest, n)
@@ -81,9 +81,9 @@ def folder_rows(root: Path, folder: str) -> list[dict]:
 def read_challenge(
     root: str | Path,  # holds train/real, train/fake and the two JSON files
     label_source: str,  # whose word counts: 'folder' or 'json'
-    fake_means: str,  # 'generated' or 'photograph'; of the challenge as published: 'photograph'
+    fake_means: str,  # 'generated' or 'photograph', the latter in the challenge as published
 ) -> Labels:
-    "Labels of the challenge; both words are kept, in the columns `folder` and `json`."
+    "Labels of the challenge. Both words are kept, in the columns `folder` and `json`."
     check_word('label_source', label_source, ('folder', 'json'))
     rows = [row for folder in CLASSES for row in folder_rows(Path(root), folder)]
     rows = [dict(row, label=row[label_source]) for row in rows]

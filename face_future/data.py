@@ -51,15 +51,15 @@ def read_rgb(
     src,  # path, bytes, or a binary file object
     max_pixels: int = 50_000_000,  # refuse more pixels than this, by the header
     formats=FORMATS,  # Pillow's names of the formats to read, known by their content
-) -> np.ndarray:  # height × width × 3, uint8, RGB (sRGB), upright; the first frame of an animation
-    "Decode any image to RGB; raises `ImageError`, or `FileNotFoundError` if there is no such file."
+) -> np.ndarray:  # height × width × 3, uint8, RGB (sRGB), upright, of an animation the first frame
+    "Decode any image to RGB. Raises `ImageError`, or `FileNotFoundError` if there is no such file."
     name = source_name(src)
     pixels, notes = split_notes(source_bytes(src, name))
     im = open_image(pixels, name, max_pixels, formats)
     try:
         return _decode(im, notes, pixels)
     except MemoryError:
-        message = f'{name}: does not fit into memory; make it smaller.'
+        message = f'{name}: does not fit into memory. Make it smaller.'
         raise ImageError('too_large', message) from None
     except Exception as e:  # a decoder may raise anything, and does
         message = f'{name}: the file is damaged or cut off ({complaint(e)}).'
@@ -77,8 +77,8 @@ def _problem(file):
 def check_images(
     files: list,  # paths
     progress: bool = False,  # show a progress bar
-) -> dict:  # path -> what is wrong with it; empty when all is well
-    "Try to decode every file; the ones that fail, with the reason."
+) -> dict:  # path -> what is wrong with it, empty when all is well
+    "Try to decode every file. Gives the ones that fail, with the reason."
     files = list(files)
     with ThreadPoolExecutor() as ex:
         found = ex.map(_problem, files)
@@ -112,7 +112,7 @@ def halved(picture: np.ndarray, least: float) -> np.ndarray:
         picture = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     return picture
 
-# %% ../nbs/01_data.ipynb #d01-resize
+# %% ../nbs/01_data.ipynb #d01-ways
 INTERPOLATIONS = dict(
     nearest=cv2.INTER_NEAREST,
     bilinear=cv2.INTER_LINEAR,
@@ -120,9 +120,9 @@ INTERPOLATIONS = dict(
     lanczos=cv2.INTER_LANCZOS4,
 )
 
-
+# %% ../nbs/01_data.ipynb #d01-resize
 def _resize(rgb, size, interpolation):
-    "A square picture at `size` × `size`; `interpolation` is for enlarging only."
+    "A square picture at `size` × `size`. The `interpolation` is for enlarging only."
     side = rgb.shape[0]
     if side == size:
         return np.ascontiguousarray(rgb)
@@ -171,13 +171,13 @@ def _check(p):
 # %% ../nbs/01_data.ipynb #d01-preprocess
 @dataclass(frozen=True)
 class Preprocess:
-    "From RGB bytes to what the network sees; `asdict` of it travels in the weights file."
+    "From RGB bytes to what the network sees. `asdict` of it travels in the weights file."
 
     size: int = 128  # side of the network's input, pixels
-    interpolation: str = 'bicubic'  # how smaller crops are enlarged; larger ones: area averaging
+    interpolation: str = 'bicubic'  # how smaller crops are enlarged (larger ones: area averaging)
     mean: tuple = (0.485, 0.456, 0.406)  # subtracted, per channel, on the scale 0 to 1
     std: tuple = (0.229, 0.224, 0.225)  # then divided by
-    crop: str = 'whole'  # `whole`: the picture's centre square; `face`: a square round each face
+    crop: str = 'whole'  # `whole`: the picture's centre square, `face`: a square round each face
     margin: float = 1.1  # side of that square in units of the face's longer side
     detector: str = ''  # what found the faces in training, see parts/faces
 

@@ -127,7 +127,7 @@ def _exact_pairs(ok: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/parts/duplicates.ipynb #lab-duplicates
 def duplicates(images: pd.DataFrame) -> pd.DataFrame:
-    "Pairs (i, j, rmse, kind) of rows of `scan`'s table; kind is 'exact' (same pixels) or 'near'."
+    "Pairs (i, j, rmse, kind) of rows of `scan`'s table. A kind is 'exact' (same pixels) or 'near'."
     ok = images[images.error == '']
     near = near_pairs(ok.thumb.tolist()).assign(kind='near')
     near['i'], near['j'] = ok.index[near.i], ok.index[near.j]

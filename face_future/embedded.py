@@ -26,7 +26,7 @@ class Note:
     "A piece of a file that says something, as it stands there."
 
     where: str  # exif, xmp, iptc, png_text, comment
-    key: str  # of a PNG's text; else empty
+    key: str  # of a PNG's text, else empty
     value: bytes
 
 # %% ../nbs/parts/embedded.ipynb #eb-app
@@ -52,12 +52,12 @@ def _jpeg_notes(data):
         at += 2 + size
 
 # %% ../nbs/parts/embedded.ipynb #eb-unpack
-LARGEST = 1_000_000  # bytes of one note, unpacked; the rest of it is not read
+LARGEST = 1_000_000  # bytes of one note that are read, unpacked
 PIECES = 200  # notes of one file
 
 
 def _unpacked(packed):
-    "The beginning of a zlib stream; empty where it is none."
+    "The beginning of what a zlib stream holds, or empty bytes where it is none."
     try:
         return zlib.decompressobj().decompress(packed, LARGEST)
     except zlib.error:
@@ -189,7 +189,7 @@ def _user_comment(value):
 
 # %% ../nbs/parts/embedded.ipynb #eb-exiffields
 def exif_fields(tiff: bytes) -> dict:  # name -> text, and `thumbnail` -> bytes
-    "What an EXIF block says, of `EXIF_TAGS`; may raise where it is broken."
+    "What an EXIF block says of `EXIF_TAGS`. May raise any error where it is broken."
     _check_exif(tiff)
     exif = Image.Exif()
     exif.load(b'Exif\0\0' + tiff)
@@ -228,7 +228,7 @@ LARGEST_XMP = 200_000  # bytes
 
 
 def xmp_fields(xmp: bytes) -> list:  # of (name, text), at most 100
-    "What an XMP packet says, of `XMP_FIELDS`; may raise where it is no XML, too large, or a bomb."
+    "What an XMP packet says of `XMP_FIELDS`. May raise where it is no XML, too large, or a bomb."
     if len(xmp) > LARGEST_XMP:
         raise ValueError('too large')
     root = ElementTree.fromstring(xmp.strip(b'\0 \n'), forbid_dtd=True)

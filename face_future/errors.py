@@ -38,11 +38,11 @@ def errors(*codes: int) -> dict:  # as FastAPI's `responses`
 
 # %% ../nbs/parts/errors.ipynb #r06-answer
 CODES = {
-    404: ('not_found', 'There is nothing at this address; see /docs.'),
-    405: ('method_not_allowed', 'This address takes another method; see /docs.'),
+    404: ('not_found', 'There is nothing at this address. See /docs.'),
+    405: ('method_not_allowed', 'This address takes another method. See /docs.'),
 }
-_REFUSED = ('refused', 'The request was refused; see /docs.')
-_INTERNAL = ('internal', 'Something went wrong here, not with your picture; the log knows this id.')
+_REFUSED = ('refused', 'The request was refused. See /docs.')
+_INTERNAL = ('internal', 'Something went wrong here, not with your picture. The log knows this id.')
 
 # %% ../nbs/parts/errors.ipynb #r06-idof
 def _id_of(request):
@@ -58,7 +58,7 @@ async def _problem(request, e):
 
 
 async def _invalid(request, e):
-    message = '; '.join(f'{x["loc"][-1]}: {x["msg"]}' for x in e.errors()) + '.'
+    message = ' '.join(f'{x["loc"][-1]}: {x["msg"]}.' for x in e.errors())
     return _answer(request, Problem(422, 'invalid', message))
 
 # %% ../nbs/parts/errors.ipynb #r06-http
@@ -90,7 +90,7 @@ async def finish(
     work,  # a coroutine
     seconds: float,
 ):
-    "The result of `work`; cancelled when the client leaves, or when time is up (a `Problem`)."
+    "The result of `work`, which is cancelled if the client leaves or time is up (a `Problem`)."
     work = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(request.receive())
     try:

@@ -42,7 +42,7 @@ class Finding:
 
 # %% ../nbs/parts/evidence.ipynb #ev-finding
 CAVEAT = (
-    'What is not signed can be forged or stripped by anybody; that nothing is found says nothing.'
+    'What is not signed can be forged or stripped by anybody. That nothing is found says nothing.'
 )
 
 
@@ -51,7 +51,7 @@ def _plain(says, code, where, who, value, text):
     return Finding(says, code, where, short(who, 100), short(value), 'no', short(text))
 
 # %% ../nbs/parts/evidence.ipynb #ev-parameterforms
-PARAMETERS = [  # (key of a PNG text, or empty for any text; pattern; tool)
+PARAMETERS = [  # (key of a PNG text or '' for any text, pattern, tool)
     ('invokeai_metadata|invokeai_graph|invokeai_workflow|sd-metadata|Dream', r'.', 'InvokeAI'),
     ('fooocus_scheme', r'.', 'Fooocus'),
     ('', r'"sui_image_params"\s*:', 'SwarmUI'),
@@ -90,7 +90,7 @@ def _tool(key, text):
 
 # %% ../nbs/parts/evidence.ipynb #ev-textfinding
 def _text_finding(where, key, text):
-    "What a free text says: a generator's parameters, or a tool's name; None if neither."
+    "A finding from a free text with a generator's parameters or a tool's name, else None."
     if tool := _tool(key, text):
         said = f'Parameters that {tool} leaves in its pictures.'
         return _plain('generated', 'parameters', where, tool, text, said)
@@ -165,7 +165,7 @@ def _squares(im):
     return np.asarray(grey.crop(box).resize((24, 24)), np.float32)
 
 # %% ../nbs/parts/evidence.ipynb #ev-likeness
-def _likeness(small, large) -> float:  # correlation, -1 to 1; 1 where a picture is all one grey
+def _likeness(small, large) -> float:  # correlation, -1 to 1 (1 if one is all one grey)
     "How alike two PIL pictures are."
     a, b = (_squares(im) for im in (small, large))
     if min(a.std(), b.std()) < 4:
@@ -200,7 +200,7 @@ def _thumbnail_finding(thumbnail, data, rgb):
 _VERBS = dict(generated='generated', edited='edited', camera='taken by a camera', neutral='handled')
 _SEALS = dict(
     trusted='The signature fits the file, and the certificate is on the list of trust.',
-    valid='The signature fits the file; that the signer bears that name is not proven, since the '
+    valid='The signature fits the file. That the signer bears that name is not proven, since the '
     'certificate is on no list of trust here, or is no longer valid.',
     broken='But the manifest does not fit the file: one of them was changed after signing.',
     unchecked='The signature is not checked here: pip install "face_future[c2pa]".',
@@ -208,7 +208,7 @@ _SEALS = dict(
 
 # %% ../nbs/parts/evidence.ipynb #ev-c2pa
 def _manifest_finding(manifest, step):
-    "A finding from what `history` gives; `step` counts back from 0, the newest."
+    "A finding from what `history` gives, where `step` counts back from 0, the newest."
     tools = ', '.join(manifest['tools'][:3])
     value = ', '.join([*manifest['types'], *manifest['actions']][:8])
     by = f'A manifest signed by {manifest["signer"]}'
@@ -276,7 +276,7 @@ def _note_findings(note, data, rgb):
 
 # %% ../nbs/parts/evidence.ipynb #ev-blocks
 def _tolerant(where, findings):
-    "The findings up to where something breaks; then one that says so."
+    "The findings up to where something breaks, and then one that says so."
     try:
         yield from (f for f in findings if f)
     except Exception as e:  # MemoryError too: a hostile file says nothing, and stops nobody
@@ -331,7 +331,7 @@ def brief(findings: list) -> str:  # for a table's cell
 
 # %% ../nbs/parts/evidence.ipynb #ev-file
 def file_evidence(file: str | Path) -> str:  # empty too where it can't be read
-    "What a file says of itself, in a few words; it never changes a verdict."
+    "What a file says of itself, in a few words. It never changes a verdict."
     with suppress(OSError):
         return brief(evidence(Path(file).read_bytes()))
     return ''

@@ -46,7 +46,7 @@ def point_at(tensor: TensorProto, place: Place, file: str | Path) -> None:
 
 # %% ../nbs/parts/external_data.ipynb #xd-halve
 def halve(tensor: TensorProto) -> NodeProto:
-    "Make a tensor, in place, one of 16 bits; the node that casts it back, under its old name."
+    "Make a tensor, in place, one of 16 bits. Gives the node that casts it back to its old name."
     name = tensor.name
     short = name.removeprefix('model.')
     tensor.name = f'half.{short}'

@@ -29,12 +29,12 @@ from .jpeg import memory_for
 class Face:
     "A face in a picture, in its pixels."
 
-    box: tuple  # left, top, width, height; may reach over the edge
+    box: tuple  # left, top, width, height, maybe over the picture's edge
     # Five landmarks (x, y): the eye at the picture's left, the other eye, the tip of the nose,
     # the corner of the mouth at the picture's left, the other corner.
     landmarks: tuple
     score: float  # the detector's confidence, 0 to 1
-    quality_issue: str = ''  # why it gets no verdict: `face_too_small`, `face_cut`; empty: none
+    quality_issue: str = ''  # why it gets no verdict: `face_too_small`, `face_cut`, or empty
 
 # %% ../nbs/parts/faces.ipynb #f01-reasons
 REASONS = dict(
@@ -84,7 +84,7 @@ def _session():
 
 # %% ../nbs/parts/faces.ipynb #f01-yunetclass
 class YuNet:
-    "The network alone, loaded when it is first needed; one object may be shared by threads."
+    "The network alone, loaded when it is first needed. One object may be shared by threads."
 
     def __init__(self):
         self.net = None
@@ -157,7 +157,7 @@ def added(known: np.ndarray, more: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/parts/faces.ipynb #f01-tiles
 TILE = 1024  # pixels of the half-size picture
-OVERLAP = 128  # the same; a larger face is found in the first pass
+OVERLAP = 128  # the same (a larger face is found in the first pass)
 
 
 def _starts(n):
@@ -177,7 +177,7 @@ CLOSE = 1280  # a larger half-size picture gets its hints from a quarter, not fr
 
 
 def windows(hints, height: int, width: int) -> list:  # of (top, left, side)
-    "Squares with the hints (N × 15) in their middle; the `tiles`, where those are fewer pixels."
+    "Squares with the hints (N × 15) in their middle, or the `tiles` where those are fewer pixels."
     middle = hints[:, :2] + hints[:, 2:4] / 2
     corners = np.rint((middle[:, ::-1] - WINDOW / 2) / STEP).astype(int).clip(0) * STEP
     some = sorted({(top, left, WINDOW) for top, left in corners.tolist()})
@@ -265,9 +265,25 @@ def _search_filled(net, rgb, side, sure, least):
     good = found[found[:, 14] >= sure]
     return good if len(good) else found
 
+# %% ../nbs/parts/faces.ipynb #f01-allpasses
+def _all_passes(net, rgb, side, sure, least):
+    "Faces (N × 15) from as many passes as are needed: the `sure` ones, or else all."
+    large = max(rgb.shape[:2]) > 2 * side and min(rgb.shape[:2]) >= SMALLEST
+    half = halved(rgb, max(rgb.shape[:2]) / 2) if large else None
+    hints = _first_pass(net, rgb, half, side)
+    found = suppress(hints[hints[:, 14] > least], least)
+    good = found[found[:, 14] >= sure]
+    if large:
+        good = added(good, _search_closer(net, half, hints, good, sure))
+    if len(good):
+        return good
+    if len(found):
+        return found
+    return _search_filled(net, rgb, side, sure, least)
+
 # %% ../nbs/parts/faces.ipynb #f01-finderclass
 class FaceFinder:
-    "Finds faces with YuNet; one object may be shared by threads."
+    "Finds faces with YuNet. One object may be shared by threads."
 
     def __init__(
         self,
@@ -286,18 +302,7 @@ class FaceFinder:
 
     def find(self, rgb: np.ndarray) -> np.ndarray:  # N × 15: boxes, landmarks, scores
         "The faces, from as many passes as are needed."
-        large = max(rgb.shape[:2]) > 2 * self.side and min(rgb.shape[:2]) >= SMALLEST
-        half = halved(rgb, max(rgb.shape[:2]) / 2) if large else None
-        hints = _first_pass(self.net, rgb, half, self.side)
-        found = suppress(hints[hints[:, 14] > self.least], self.least)
-        good = found[found[:, 14] >= self.sure]
-        if large:
-            good = added(good, _search_closer(self.net, half, hints, good, self.sure))
-        if len(good):
-            return good
-        if len(found):
-            return found
-        return _search_filled(self.net, rgb, self.side, self.sure, self.least)
+        return _all_passes(self.net, rgb, self.side, self.sure, self.least)
 
 # %% ../nbs/parts/faces.ipynb #f01-blocks
 def _spread(a):
@@ -320,7 +325,7 @@ def _thinned(grey, width, height):
 
 # %% ../nbs/parts/faces.ipynb #f01-blockiness
 def _blockiness(grey, first):
-    "Steps at the borders of JPEG's blocks by those inside; column 0 is the picture's `first`."
+    "Steps at the borders of JPEG's blocks by those inside. Column 0 is the picture's `first`."
     steps = cv2.absdiff(grey[:, 1:], grey[:, :-1])
     step = cv2.reduce(steps, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[0] / len(grey)
     at = (np.arange(len(step)) + first + 1) % 8
@@ -334,10 +339,11 @@ LINES = 512  # of a larger crop, in which JPEG's blocks are looked for
 def quality(
     rgb: np.ndarray,  # H × W × 3 uint8
     box: tuple,  # of a `Face`
-) -> (
-    dict
-):  # `too_dark`: mean grey, 0 to 255; `too_blurred`: sharpness; `too_compressed`: blockiness
-    "What can be measured of a picture's quality in a face's crop."
+) -> dict:
+    """What can be measured of a picture's quality in a face's crop.
+
+    `too_dark` is the mean grey (0 to 255), `too_blurred` the sharpness, `too_compressed` the
+    blockiness."""
     x, y, s = face_crop_box(box, 1.1, *rgb.shape[:2])
     grey = cv2.cvtColor(rgb[y : y + s, x : x + s], cv2.COLOR_RGB2GRAY)
     columns = cv2.transpose(_thinned(grey, LINES, s))
@@ -359,7 +365,7 @@ log = logging.getLogger('face_future')
 
 
 def cache_file() -> Path:
-    "Where found faces are remembered; None without home folder and `FACE_FUTURE_CACHE`."
+    "Where found faces are remembered, or None without home folder and `FACE_FUTURE_CACHE`."
     folder = cache_folder()
     return folder and folder / f'faces_{DETECTOR}_3.jsonl'
 
@@ -381,7 +387,7 @@ def _remembered(cache):
 
 # %% ../nbs/parts/faces.ipynb #f01-remember
 def _remember(cache, new) -> bool:
-    "Append what was found (key -> list of `Face`); False, and a line in the log, if that fails."
+    "Append what was found (key -> list of `Face`). Logs it and gives False if that fails."
     rows = [
         (k, [[f.box, f.landmarks, f.score, f.quality_issue] for f in faces])
         for k, faces in new.items()
@@ -392,14 +398,14 @@ def _remember(cache, new) -> bool:
             out.writelines(json.dumps(row) + '\n' for row in rows)
         return True
     except OSError as e:
-        message = '%s can not be written (%s): the faces found are not remembered; %s'
+        message = '%s can not be written (%s): the faces found are not remembered. %s'
         advice = 'FACE_FUTURE_CACHE names another folder.'
         log.warning(message, cache.parent, e.strerror, advice)
         return False
 
 # %% ../nbs/parts/faces.ipynb #f01-findfaces
 def _faces_in(finder, file):
-    "The faces in a file; None where it can't be read."
+    "The faces in a file, or None where it can't be read."
     try:
         return finder(read_rgb(file))
     except (ImageError, OSError):
@@ -425,9 +431,9 @@ def _search_all(todo, cache, bar):
 # %% ../nbs/parts/faces.ipynb #f01-findmany
 def find_faces(
     files: list,  # paths
-    cache=None,  # file to remember them in; None: `cache_file()`
+    cache=None,  # file to remember them in, or None for `cache_file()`
     progress: bool = False,  # show a bar
-) -> list:  # for each file, its faces (`Face`, the largest first); None where it can't be read
+) -> list:  # for each file, its faces (`Face`, the largest first), or None where it can't be read
     "The faces in many pictures, each searched once and then remembered."
     cache = Path(cache) if cache else cache_file()
     files = [Path(f) for f in files]

@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 def natural_key(s) -> tuple:
     "Sort key that reads runs of digits as numbers: 2.png before 10.png."
     s = str(s)
-    parts = re.split('([0-9]+)', s.casefold())  # text and digits in turn; other digits are text
+    parts = re.split('([0-9]+)', s.casefold())  # text and ASCII digits in turn
     parts[1::2] = [(len(digits := t.lstrip('0')), digits) for t in parts[1::2]]
     return tuple(parts), s
 
@@ -83,7 +83,7 @@ def short(value, most: int = 80) -> str:
 
 # %% ../nbs/parts/files.ipynb #fil-readbytes
 def read_bytes(file: str | Path) -> bytes:
-    "What a file holds; a `ValueError` for a folder or a device, which has no end."
+    "What a file holds. Raises `ValueError` for a folder, or for a device, which has no end."
     file = Path(file)
     for kind, word in (
         (stat.S_ISDIR, 'folder'),
@@ -103,7 +103,7 @@ def is_number(value) -> bool:
 # %% ../nbs/parts/files.ipynb #fil-arenumbers
 def are_numbers(
     values,
-    n: int | None = None,  # how many they must be; None: any number of them but none at all
+    n: int | None = None,  # how many there must be, or None for at least one
 ) -> bool:
     "Is it a list of finite numbers?"
     if not isinstance(values, (list, tuple)) or not values or len(values) != (n or len(values)):
@@ -112,7 +112,7 @@ def are_numbers(
 
 # %% ../nbs/parts/files.ipynb #fil-json
 def read_text(file: str | Path) -> str:
-    "The text of a file in UTF-8, maybe with a mark in front; a `ValueError` for anything else."
+    "The text of a file in UTF-8, maybe with a mark in front. Raises `ValueError` for other data."
     try:
         return read_bytes(file).decode('utf-8-sig')
     except UnicodeDecodeError:
@@ -121,7 +121,7 @@ def read_text(file: str | Path) -> str:
 
 # %% ../nbs/parts/files.ipynb #fil-readjson
 def read_json(file: str | Path):
-    "What a JSON file holds; a `ValueError` with a sentence if it holds none."
+    "What a JSON file holds. Raises `ValueError`, which says what is wrong, if it holds none."
     text = read_text(file)
     name = short(Path(file).name, 200)
     try:
@@ -192,7 +192,7 @@ class Listing:
     passed_over: Counter = field(default_factory=Counter)  # what else there is -> how many
 
     def summary(self) -> str:
-        "What was passed over, for people; empty if nothing was."
+        "What was passed over, in words for people, or an empty text if nothing was."
         return ', '.join(f'{n} × {printable(what)}' for what, n in self.passed_over.most_common())
 
 # %% ../nbs/parts/files.ipynb #fil-walk
@@ -207,7 +207,7 @@ ASIDE = {  # folders of the system, besides the hidden ones
 
 # %% ../nbs/parts/files.ipynb #fil-whynot
 def _why_not(folder: os.DirEntry, recursive: bool) -> str:
-    "Why a folder is not entered; empty if it is."
+    "Why a folder is not entered, or an empty text if it is."
     if folder.name.startswith('.') or folder.name.lower() in ASIDE:
         return 'hidden or system folder'
     if folder.is_symlink():
@@ -234,7 +234,7 @@ def _walk(folder, recursive: bool, listing: Listing) -> None:
 # %% ../nbs/parts/files.ipynb #fil-pictures
 def list_pictures(
     folder: str | Path,  # or one file, which is taken for a picture whatever its name
-    recursive: bool = False,  # sub folders too; never hidden ones, the system's, or links
+    recursive: bool = False,  # sub folders too, but never hidden ones, the system's, or links
 ) -> Listing:  # `FileNotFoundError` if there is no such folder
     "The pictures of a folder, 2 before 10, and a count of what else is there."
     folder = Path(folder)
@@ -254,7 +254,7 @@ def _temporary(file: Path) -> Path:
 
 # %% ../nbs/parts/files.ipynb #fil-safely
 def _write_safely(file: Path, data) -> Path:  # the temporary file beside `file`
-    "Write bytes, and return when the disk has them; an `OSError` names `file`, not another."
+    "Write bytes, and return when the disk has them. An `OSError` names `file` and no other file."
     temporary = _temporary(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +275,7 @@ def _is_no_file(file: Path) -> bool:
 
 # %% ../nbs/parts/files.ipynb #fil-replace
 def _replace(temporary: Path, file: Path):
-    "Move a file into its place; an `OSError` names `file`, and the other is gone in any case."
+    "Move a file into its place. An `OSError` names `file`, and `temporary` is gone in any case."
     try:
         os.replace(temporary, file)
     except OSError as e:
@@ -285,7 +285,7 @@ def _replace(temporary: Path, file: Path):
 
 # %% ../nbs/parts/files.ipynb #fil-atomicwrite
 def atomic_write(file: str | Path, content: str | bytes) -> Path:
-    "Write under a temporary name, then `os.replace`; on failure the old file is left as it was."
+    "Write under a temporary name, then `os.replace`. On failure the old file is left as it was."
     file = Path(file)
     data = content.encode('utf-8') if isinstance(content, str) else memoryview(content)
     if _is_no_file(file):
@@ -331,7 +331,7 @@ def write_set(contents: dict) -> None:
 
 # %% ../nbs/parts/files.ipynb #fil-writable
 def _probe(folder: Path) -> None:
-    "Make `folder`, write a file there and take it away; an `OSError` if that fails."
+    "Make `folder`, write a file there and take it away. Raises `OSError` if that fails."
     probe = folder / f'.{uuid.uuid4().hex[:8]}.tmp'
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -345,12 +345,12 @@ def check_writable(
     folder: str | Path,  # is made if it isn't there
     names=(),  # of files to be written there
 ) -> None:
-    "An `OSError` with a sentence if these files can't be written; nothing there is touched."
+    "Raise `OSError`, with a sentence, if these files can't be written. Nothing there is touched."
     folder = Path(folder)
     try:
         _probe(folder)
     except OSError as e:
-        advice = f'can not be written ({e.strerror}); choose another folder.'
+        advice = f'can not be written ({e.strerror}). Choose another folder.'
         raise OSError(f'{printable(folder)}: {advice}') from None
     for name in names:
         if (folder / name).is_dir():
@@ -386,7 +386,7 @@ def names_after(files: list, ending: str) -> list:  # files: paths
 
 # %% ../nbs/parts/files.ipynb #fil-key
 def file_key(file: str | Path) -> str:
-    "Recognises a file without reading it: path, size and time of change; empty if it is gone."
+    "Path, size and time of change, which recognise a file without reading it. Empty if it is gone."
     try:
         s = Path(file).stat()
         return f'{Path(file).resolve()}|{s.st_size}|{s.st_mtime_ns}'
@@ -395,7 +395,7 @@ def file_key(file: str | Path) -> str:
 
 # %% ../nbs/parts/files.ipynb #fil-cache
 def cache_folder() -> Path | None:
-    "`FACE_FUTURE_CACHE`, or `.cache/face_future` in the home folder; None if neither is known."
+    "`FACE_FUTURE_CACHE`, or `.cache/face_future` in the home folder, or None if neither is known."
     folder = os.environ.get('FACE_FUTURE_CACHE')
     if folder:
         return Path(folder)

@@ -32,7 +32,7 @@ _SEVERAL = ('PNG', 'WEBP', 'AVIF', 'HEIF')  # whose header says how many frames 
 
 
 def count_frames(data: bytes) -> int:  # 1 to `MOST_FRAMES`
-    "How many frames a file has; 1 where it can't be told."
+    "How many frames a file has, or 1 where it can't be told."
     if data[:2] == b'\xff\xd8':  # a second picture in a JPEG is a depth or a gain map
         return 1
     if data[:3] == b'GIF':
@@ -46,25 +46,25 @@ def count_frames(data: bytes) -> int:  # 1 to `MOST_FRAMES`
 
 # %% ../nbs/parts/frames.ipynb #fr-read
 def _no_frame(frame, frames):
-    message = f'this upload: there is no frame {frame}; the file has {frames}.'
+    message = f'this upload: there is no frame {frame}. The file has {frames}.'
     return ImageError('no_such_frame', message)
 
 # %% ../nbs/parts/frames.ipynb #fr-toolarge
 def _small_enough(width, height, max_pixels):
     if width * height > max_pixels:
         limit = f'{width}×{height} is over the limit of {max_pixels:,} pixels'
-        raise ImageError('too_large', f'this upload: {limit}; make it smaller.')
+        raise ImageError('too_large', f'this upload: {limit}. Make it smaller.')
 
 # %% ../nbs/parts/frames.ipynb #fr-toofar
 def _near_enough(frame, pixels):
     if pixels > COMPOSED:
         limit = f'takes more than {COMPOSED:,} pixels of frames before it'
-        message = f'this upload: frame {frame} {limit}; ask for an earlier one.'
+        message = f'this upload: frame {frame} {limit}. Ask for an earlier one.'
         raise ImageError('frame_too_far', message)
 
 # %% ../nbs/parts/frames.ipynb #fr-later
 def _seek(im, frame):
-    "Have an opened image show a frame; an `ImageError` if it has none of that number."
+    "Have an opened image show a frame. Raises `ImageError` if it has none of that number."
     if im.format == 'AVIF':  # a film: all frames before it are decoded, too
         _near_enough(frame, im.width * im.height * frame)
     try:
@@ -75,7 +75,7 @@ def _seek(im, frame):
 
 # %% ../nbs/parts/frames.ipynb #fr-composed
 def _composed(data, frame, max_pixels):
-    "A frame of a GIF, PNG or WebP, made of those that show; None for another format."
+    "A frame of a GIF, PNG or WebP, made of those that show in it, or None for another format."
     size, frames = cut(data, frame)
     if not frames:
         return None
@@ -106,8 +106,9 @@ def read_frame(
     max_pixels: int = 50_000_000,
     formats=FORMATS,
 ) -> np.ndarray:  # height × width × 3, uint8, RGB (sRGB), upright
-    """Decode a frame of a file; an `ImageError` as of `read_rgb`, or `no_such_frame`
-    or `frame_too_far`."""
+    """Decode a frame of a file.
+
+    Raises `ImageError` as `read_rgb` does, or with the code `no_such_frame` or `frame_too_far`."""
     if frame == 1:
         return read_rgb(data, max_pixels, formats)
     try:
@@ -137,7 +138,10 @@ def shown_sideways(data: bytes) -> bool:  # a file's content
 SIDE = 1280  # longer side of a preview at most, pixels
 
 
-def preview(rgb: np.ndarray, side: int = SIDE) -> str:  # rgb: H × W × 3, uint8; a data URL
+def preview(
+    rgb: np.ndarray,  # H × W × 3, uint8
+    side: int = SIDE,  # its longer side at most, pixels
+) -> str:  # a data URL
     "A small JPEG of a picture."
     scale = min(1, side / max(rgb.shape[:2]))
     if scale < 1:
@@ -149,6 +153,6 @@ def preview(rgb: np.ndarray, side: int = SIDE) -> str:  # rgb: H × W × 3, uint
 
 # %% ../nbs/parts/frames.ipynb #fr-previewif
 def preview_if(wish: str, data: bytes, rgb: np.ndarray, frames: int) -> str:
-    "A preview where `wish` is `always`, or `needed` and a browser may not show it; else empty."
+    "A preview if `wish` is `always`, or `needed` and a browser may not show the file, else ''."
     needed = wish == 'needed' and (frames > 1 or is_heic(data) or shown_sideways(data))
     return preview(rgb) if needed or wish == 'always' else ''

@@ -30,7 +30,7 @@ UPLOADS = [f for f in _KINDS if f in FORMATS]  # HEIF: where its package is inst
 # %% ../nbs/parts/headers.ipynb #h06-refused
 REFUSED = dict(
     empty=(422, 'The file is empty.'),
-    truncated=(422, 'The file is damaged or cut off; send it again, or save it anew first.'),
+    truncated=(422, 'The file is damaged or cut off. Send it again, or save it anew first.'),
     not_an_image=(
         415,
         'Not a picture in a format that is read here: JPEG, PNG, WebP, GIF, BMP '
@@ -38,20 +38,20 @@ REFUSED = dict(
     ),
     too_large=(
         413,
-        'The picture has more than {:,} pixels, or needs too much memory; make it smaller.',
+        'The picture has more than {:,} pixels, or needs too much memory. Make it smaller.',
     ),
-    too_many_scans=(422, 'A JPEG with that many scans is not read; save it anew.'),
-    too_many_pieces=(422, 'A file in that many pieces is not read; save it anew.'),
+    too_many_scans=(422, 'A JPEG with that many scans is not read. Save it anew.'),
+    too_many_pieces=(422, 'A file in that many pieces is not read. Save it anew.'),
     no_such_frame=(
         422,
-        'The file has no frame of that number; image.frames of an answer says how many there are.',
+        'The file has no frame of that number. An answer says in image.frames how many there are.',
     ),
     frame_too_far=(
         422,
-        f'That frame takes more than {COMPOSED:,} pixels of frames before it; '
-        'ask for an earlier one.',
+        f'That frame takes more than {COMPOSED:,} pixels of frames before it. '
+        'Ask for an earlier one.',
     ),
-    too_slow=(422, 'The picture takes too long to decode; save it anew, or make it smaller.'),
+    too_slow=(422, 'The picture takes too long to decode. Save it anew, or make it smaller.'),
 )
 
 # %% ../nbs/parts/headers.ipynb #h06-refusaldef
@@ -72,7 +72,7 @@ def check_pieces(data: bytes):  # a file's content
         raise refusal('not_an_image')
 
 # %% ../nbs/parts/headers.ipynb #h06-webpsize
-def webp_size(data: bytes) -> tuple:  # width, height; 0, 0 where it can't be told
+def webp_size(data: bytes) -> tuple:  # (width, height), or (0, 0) where it can't be told
     "The size that a WebP announces, pixels."
     kind = data[12:16]
     head = data[20:30].ljust(10, b'\0')
@@ -91,18 +91,22 @@ def _open_header(data):
     pixels, notes = split_notes(data)
     return Image.open(io.BytesIO(pixels), formats=UPLOADS), notes
 
+# %% ../nbs/parts/headers.ipynb #h06-plain
+def _is_plain(im) -> bool:
+    "Is an opened image of a format and mode that decode without a large second copy?"
+    plain = im.format in ('JPEG', 'MPO', 'PNG', 'GIF', 'BMP')
+    plain = plain and im.mode in ('1', 'L', 'P', 'RGB', 'CMYK', 'YCbCr')
+    return plain and 'transparency' not in im.info
+
 # %% ../nbs/parts/headers.ipynb #h06-memory
 def memory_needed(data: bytes) -> int:  # bytes
-    "What decoding a file takes at the peak, by its header; 0 where it can't be told."
+    "What decoding a file takes at the peak, by its header, or 0 where it can't be told."
     if data[:4] == b'RIFF':
         width, height = webp_size(data)
         return width * height * 25
     try:
         with _open_header(data)[0] as im:
-            plain = im.format in ('JPEG', 'MPO', 'PNG', 'GIF', 'BMP')
-            plain = plain and im.mode in ('1', 'L', 'P', 'RGB', 'CMYK', 'YCbCr')
-            plain = plain and 'transparency' not in im.info
-            return im.width * im.height * (12 if plain else 25)
+            return im.width * im.height * (12 if _is_plain(im) else 25)
     except Exception:  # whatever it is, `decode` will say
         return 0
 
@@ -110,8 +114,8 @@ def memory_needed(data: bytes) -> int:  # bytes
 def orientation(data: bytes) -> int:  # 1 to 8
     """How a file says it has to be turned, where a browser may not do it.
 
-    Browsers turn every JPEG by its EXIF, but not by its XMP, and not all formats; the page has to
-    know."""
+    Browsers turn every JPEG by its EXIF, but not by its XMP, and not all formats. So the page
+    has to know."""
     try:
         im, notes = _open_header(data)
         with im:
@@ -128,9 +132,7 @@ class Picture:
     rgb: np.ndarray  # height × width × 3, uint8, upright
     bytes: int  # of the file
     sha256: str  # of the file
-    orientation: int = (
-        1  # as in EXIF: how the file says it has to be turned; `rgb` is turned already
-    )
+    orientation: int = 1  # by which the file is to be turned, as in EXIF (`rgb` is turned already)
     frame: int = 1  # which one it is, of an animation
     frames: int = 1
 

@@ -50,7 +50,7 @@ def memory_for(size: int) -> np.ndarray:  # `size` bytes, uint8, with anything i
     return np.asarray(_Loan(_fitting(size)))[:size]
 
 # %% ../nbs/parts/jpeg.ipynb #j18-decode
-def decode_jpeg(data: bytes) -> np.ndarray:  # H × W × 3, uint8; or None: leave it to Pillow
+def decode_jpeg(data: bytes) -> np.ndarray:  # H × W × 3, uint8, or None to leave it to Pillow
     "The pixels of a JPEG as they are stored, neither turned nor converted."
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -62,7 +62,7 @@ def decode_jpeg(data: bytes) -> np.ndarray:  # H × W × 3, uint8; or None: leav
 
 # %% ../nbs/parts/jpeg.ipynb #j18-plain
 def plain_jpeg(im, data: bytes) -> np.ndarray | None:  # H × W × 3, uint8, as stored
-    "The pixels of a colour JPEG that Pillow has opened (and its file); None if it isn't one."
+    "The pixels of a colour JPEG that Pillow has opened (and its file), or None if it isn't one."
     if im.format not in ('JPEG', 'MPO') or im.mode != 'RGB':
         return None
     rgb = decode_jpeg(data)

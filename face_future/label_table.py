@@ -37,7 +37,7 @@ LABEL_SOURCES = 'folder', 'json', 'manifest'  # where they are from
 
 
 class LabelError(ValueError):
-    "Labels that can't be used as they are; the message says why, and what to do."
+    "Labels that can't be used as they are. The message says why, and what to do."
 
 
 def check_word(name: str, value, allowed) -> str:
@@ -50,7 +50,7 @@ def check_word(name: str, value, allowed) -> str:
 
 # %% ../nbs/parts/label_table.ipynb #lab-order
 def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
-    "The pictures under `folder`, 2.png before 10.png; a `LabelError` if there is no such folder."
+    "The pictures under `folder`, 2.png before 10.png. Raises `LabelError` if it is not there."
     folder = Path(folder)
     if not folder.is_dir():
         raise LabelError(f'no such folder: {folder}')
@@ -59,14 +59,14 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
 
 # %% ../nbs/parts/label_table.ipynb #tab-root
 def common_root(folders: list) -> Path:
-    "The deepest folder that holds all of them; a `LabelError` for none, or if one holds the rest."
+    "The deepest folder that holds all of them. Raises `LabelError` for none or nested ones."
     if not folders:
         raise LabelError('no folder: give real_dir, fake_dir or both')
     real = [os.path.realpath(folder) for folder in folders]
     if len(real) > 1 and os.path.commonpath(real) in real:
         both = ' and '.join(map(str, folders))
         raise LabelError(
-            f'{both}: one folder holds the other; give two (--real, --fake) side by side'
+            f'{both}: one folder holds the other. Give two (--real, --fake) side by side.'
         )
     return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
 
@@ -101,7 +101,7 @@ _python_text = pd.option_context('mode.string_storage', 'python')
 
 @_python_text
 def _text_columns(rows) -> pd.DataFrame:
-    "`rows` with all of `COLUMNS`; what is not given is an empty text."
+    "`rows` with all of `COLUMNS`, where what is not given is an empty text."
     df = pd.DataFrame(rows)
     if df.empty:
         raise LabelError('no images: nothing to label')
@@ -168,7 +168,7 @@ def is_fake(self: Labels) -> np.ndarray:
 # %% ../nbs/parts/label_table.ipynb #lab-part
 @patch
 def part(self: Labels, split: str = 'valid') -> Labels:
-    "The rows of one side, 'train' or 'valid', or 'all'; a `LabelError` if there are none."
+    "The rows of one side, 'train' or 'valid', or 'all'. Raises `LabelError` if there are none."
     check_word('split', split, ('train', 'valid', 'all', ''))
     if split in ('all', ''):
         return self
@@ -176,7 +176,7 @@ def part(self: Labels, split: str = 'valid') -> Labels:
     if mine.any():
         return replace(self, rows=self.rows[mine])
     raise LabelError(
-        f'none of these images is in the split {split!r}; '
+        f'none of these images is in the split {split!r}: '
         'face_future labels --valid-pct sets the share to hold out'
     )
 
@@ -204,8 +204,8 @@ def check_both_sides(rows: pd.DataFrame, assigned: pd.Series, cluster: np.ndarra
             continue
         raise LabelError(
             f'class {word!r} is too small to be in both parts: {mine.sum()} images, '
-            f'{len(set(cluster[mine]))} groups; for a set that is only measured on, '
-            'hold all of it out (--valid-pct 1)'
+            f'{len(set(cluster[mine]))} groups. For a set that is only measured on, '
+            'hold all of it out (--valid-pct 1).'
         )
 
 # %% ../nbs/parts/label_table.ipynb #lab-save
@@ -216,7 +216,7 @@ def fingerprint(self: Labels) -> str:
         raise LabelError(
             f'no such image: {printable(missing[0])} '
             f'({len(missing)} of {len(self.files)} are missing). '
-            'Remove what leads nowhere; where a folder was moved, --root names it.'
+            'Remove what leads nowhere. Where a folder was moved, --root names it.'
         )
     rows = zip(self.rows.path, self.rows.label, self.files)
     text = '\n'.join(sorted(f'{p}\t{w}\t{sha256(f.read_bytes())}' for p, w, f in rows))
@@ -224,13 +224,13 @@ def fingerprint(self: Labels) -> str:
 
 # %% ../nbs/parts/label_table.ipynb #tab-json
 def to_json(rows) -> str:
-    "JSON with letters as they are; escaped only where a file's name can't be written as UTF-8."
+    "JSON with letters as they are, escaped only where a file's name can't be written as UTF-8."
     text = json.dumps(rows, indent=0, ensure_ascii=False)
     return json.dumps(rows, indent=0) if re.search('[\ud800-\udfff]', text) else text
 
 # %% ../nbs/parts/label_table.ipynb #tab-read-rows
 def read_rows(file: str | Path) -> list[dict]:
-    "The rows of a JSON file; a `LabelError` if it is anything but a list of rows."
+    "The rows of a JSON file. Raises `LabelError` if it is anything but a list of rows."
     try:
         rows = read_json(file)
     except FileNotFoundError:
@@ -275,7 +275,7 @@ def save(self: Labels, json_file: str | Path) -> Path:
 
 # %% ../nbs/parts/label_table.ipynb #lab-load
 def _read_facts(side: Path) -> dict:
-    "What a meta file holds; nothing where it is damaged."
+    "What a meta file holds, or an empty `dict` where it is damaged."
     try:
         facts = read_json(side)
     except ValueError:
@@ -286,19 +286,19 @@ def _read_facts(side: Path) -> dict:
 
 # %% ../nbs/parts/label_table.ipynb #tab-readmeta
 def _read_meta(json_file: Path, fake_means: str | None, vouched: bool) -> dict:
-    "The meta file's facts; a `LabelError` if it lacks some, is stale, or contradicts `fake_means`."
+    "The meta file's facts. Raises `LabelError` if it is incomplete, stale or against `fake_means`."
     side = json_file.with_suffix('.meta.json')
     meta = _read_facts(side) if side.is_file() else {}
     if not vouched and not {'root', 'label_source', 'fake_means'} <= set(meta):
         raise LabelError(
             f'{side.name} is missing, or not whole: '
-            'face_future labels writes both files; from Python, give fake_means= '
+            'face_future labels writes both files. From Python, give fake_means= '
             '(what `fake` means there) and root='
         )
     if not vouched and meta.get('rows_sha256') != sha256(read_bytes(json_file)):
         raise LabelError(
             f'{json_file.name} was changed after {side.name}: '
-            'make both anew with face_future labels; from Python, give fake_means= and root=, and '
+            'make both anew with face_future labels. From Python, give fake_means= and root=, and '
             'save it again'
         )
     if fake_means not in (None, meta.get('fake_means', fake_means)):
@@ -333,7 +333,7 @@ def load(
     fake_means: str | None = None,  # with `root`: stands in for a missing or stale meta file
     must_exist: bool = True,  # refuse a table of which no picture is there
 ) -> Labels:
-    "Read a label file back; a `LabelError` if its meta file or its pictures are not there."
+    "Read a label file back. Raises `LabelError` if its meta file or its pictures are not there."
     json_file = Path(json_file)
     rows = _todays_rows(read_rows(json_file), json_file.name)
     vouched = root is not None and fake_means is not None

@@ -43,7 +43,7 @@ _all_ = [
 
 # %% ../nbs/00_labels.ipynb #lab-folder-rows
 def _folder_rows(folder, root: Path, word: str) -> list[dict]:
-    "A row for each picture of `folder`, with a path from `root`; a `LabelError` if there is none."
+    "A row for each picture of `folder`, with a path from `root`. Raises `LabelError` if none."
     files = list_images(os.path.abspath(folder))
     if not files:
         raise LabelError(f'no images in {folder}')
@@ -56,7 +56,7 @@ def read_folders(
     *,
     fake_means: str,  # 'generated' or 'photograph'
 ) -> Labels:
-    "Labels by folder; the root is the deepest one that holds both. A `LabelError` if one is empty."
+    "Labels by folder, from the deepest root that holds both. Raises `LabelError` if one is empty."
     given = {c: d for c, d in zip(CLASSES, (real_dir, fake_dir)) if d is not None}
     root = common_root(list(given.values()))
     rows = [row for word, folder in given.items() for row in _folder_rows(folder, root, word)]
@@ -64,9 +64,8 @@ def read_folders(
 
 # %% ../nbs/00_labels.ipynb #lab-groups
 def clusters(files: list, given: pd.Series) -> np.ndarray:
-    "One number a file; look-alikes and members of a group (`given`; '' is none) share it."
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    "One number a file, shared by look-alikes and by members of a group (`given`, '' for none)."
+    from scipy.sparse import coo_array, csgraph
 
     pairs = duplicates(scan(files))
     given = given[given != '']
@@ -74,7 +73,7 @@ def clusters(files: list, given: pd.Series) -> np.ndarray:
     i = np.r_[pairs.i, first].astype(int)
     j = np.r_[pairs.j, given.index].astype(int)
     graph = coo_array((np.ones(len(i)), (i, j)), shape=(len(files),) * 2)
-    return connected_components(graph, directed=False)[1]
+    return csgraph.connected_components(graph, directed=False)[1]
 
 # %% ../nbs/00_labels.ipynb #grp-deal
 def assign_split(rows: pd.DataFrame, groups, valid_pct: float) -> pd.Series:
@@ -107,11 +106,11 @@ def _assigned(labels: Labels, split: pd.Series, valid_pct: float, seed: int) -> 
 # %% ../nbs/00_labels.ipynb #lab-split-labels
 def split_labels(
     labels: Labels,
-    valid_pct: float = 0.2,  # share held out; 0: a set to learn from, 1: a set only for testing
+    valid_pct: float = 0.2,  # share held out, 0 in a set to learn from, 1 in one only for testing
     seed: int = 42,  # another seed, another split
     keep: Labels | None = None,  # an earlier table: its rows stay where they are
 ) -> Labels:
-    "`labels` with a split; a `LabelError` for a bad share, or a class too small to be in both."
+    "`labels` with a split. Raises `LabelError` for a bad share or a class too small to be in both."
     if not 0 <= valid_pct <= 1:
         raise LabelError(f'valid_pct (--valid-pct) must lie between 0 and 1, not {valid_pct}')
     old = {} if keep is None else dict(zip(keep.rows.path, keep.rows.split))
@@ -134,7 +133,7 @@ def continue_split(
     valid_pct: float | None = None,  # None: as in `old`, else .2
     seed: int | None = None,  # None: as in `old`, else 42
 ) -> Labels:
-    "`split_labels` around the rows of `old`; all anew if another share or seed is asked for."
+    "`split_labels` around the rows of `old`, or all anew if another share or seed is asked for."
     was = dict(valid_pct=0.2, seed=42)
     if old is not None:
         was |= {k: v for k in was if (v := getattr(old, k)) is not None}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PORTS', 'REDIRECTS', 'is_public', 'checked_url', 'resolve', 'all_public', 'make_backend', 'check_client',
-           'picture_of', 'follow', 'as_problems', 'Links']
+           'picture_of', 'follow', 'as_problems', 'Places', 'Links']
 
 # %% ../nbs/parts/links.ipynb #li-imports
 import asyncio
@@ -47,11 +47,11 @@ PORTS = {'http': (None, 80), 'https': (None, 443)}
 
 def _bad_link(why: str) -> Problem:
     "The refusal of an address that is none, or none that is asked."
-    return Problem(422, 'bad_link', f'{why}; an address looks like https://news.example/face.jpg')
+    return Problem(422, 'bad_link', f'{why}. An address looks like https://news.example/face.jpg')
 
 # %% ../nbs/parts/links.ipynb #li-parts
 def _host_and_port(parts) -> tuple:  # the host in ASCII, and the number or None
-    "Where the address that `urlsplit` took apart leads; a `Problem` where it is malformed."
+    "Where the address that `urlsplit` took apart leads. Raises `Problem` if it is malformed."
     try:
         return (parts.hostname or '').encode('idna').decode(), parts.port
     except ValueError:  # UnicodeError is one too
@@ -59,7 +59,7 @@ def _host_and_port(parts) -> tuple:  # the host in ASCII, and the number or None
 
 # %% ../nbs/parts/links.ipynb #li-url
 def checked_url(url: str) -> str:  # in ASCII
-    "An address that may be asked; a `Problem` if it is none."
+    "An address that may be asked. Raises `Problem` for any other."
     url = url.strip()
     if len(url) > 2000 or any(c.isspace() or not c.isprintable() for c in url):
         raise _bad_link('That is no address, or a very long one')
@@ -79,11 +79,11 @@ def checked_url(url: str) -> str:  # in ASCII
 # %% ../nbs/parts/links.ipynb #li-unreachable
 def _unreachable() -> Problem:
     "The refusal of an address at which nobody answers."
-    return Problem(422, 'link_unreachable', 'That address can’t be reached; is it written right?')
+    return Problem(422, 'link_unreachable', 'That address can’t be reached. Is it written right?')
 
 # %% ../nbs/parts/links.ipynb #li-resolvename
 async def resolve(host: str, port: int) -> list:  # of addresses
-    "What a name stands for, as the machine's own resolver says; a `Problem` if nothing."
+    "What a name stands for, as the machine's own resolver says. Raises `Problem` if nothing."
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -93,7 +93,7 @@ async def resolve(host: str, port: int) -> list:  # of addresses
 
 # %% ../nbs/parts/links.ipynb #li-resolve
 def all_public(addresses: list) -> list:
-    "The addresses, if there are some and all are public; else a `Problem`."
+    "The addresses, if there are some and all are public. Otherwise raises `Problem`."
     if not addresses:
         raise _unreachable()
     if not all(map(is_public, addresses)):
@@ -141,10 +141,10 @@ def _check_heads(response, limit: int) -> None:
     "A `Problem` where the headers of a response say that it is no picture, or too large."
     headers = {k.lower(): v for k, v in response.headers}
     if response.status != 200:
-        message = f'That address answered {response.status}; its picture may not be for everybody.'
+        message = f'That address answered {response.status}. Its picture may not be for everybody.'
         raise Problem(422, 'link_refused', message)
     if headers.get(b'content-type', b'').lower().startswith(b'text/'):
-        message = 'There is a page at that address, not a picture; copy the picture’s own address.'
+        message = 'There is a page at that address, not a picture. Copy the picture’s own address.'
         raise Problem(422, 'link_no_picture', message)
     length = headers.get(b'content-length', b'0')
     if length.isdigit() and int(length[:15]) > limit:
@@ -152,7 +152,7 @@ def _check_heads(response, limit: int) -> None:
 
 # %% ../nbs/parts/links.ipynb #li-body
 async def picture_of(response, limit: int) -> bytes:  # limit: bytes
-    "The body of a response of httpcore2; a `Problem` where it is no picture, or too large."
+    "The body of a response of httpcore2. Raises `Problem` if it is no picture, or too large."
     _check_heads(response, limit)
     data = bytearray()
     async for chunk in response.aiter_stream():
@@ -170,7 +170,7 @@ async def follow(
     limit: int,  # bytes
     **connections,  # of httpcore2's pool: `network_backend`, `ssl_context`
 ) -> bytes:
-    "The bytes at an address, after some redirects; each is checked as the first one was."
+    "The bytes at an address, after some redirects, each of which is checked as the address was."
     import httpcore2
 
     for _ in range(1 + REDIRECTS):
@@ -181,7 +181,7 @@ async def follow(
                     return await picture_of(response, limit)
                 headers = {k.lower(): v for k, v in response.headers}
         url = urljoin(url, headers.get(b'location', b'').decode('latin1'))
-    raise Problem(422, 'link_moved', 'That address leads on and on; copy the last one.')
+    raise Problem(422, 'link_moved', 'That address leads on and on. Copy the last one.')
 
 # %% ../nbs/parts/links.ipynb #li-errors
 @contextmanager
@@ -199,28 +199,15 @@ def as_problems(seconds: float):  # that it may take
     except (OSError, UnicodeError, ValueError):  # of TLS, or of a malformed redirect
         raise _unreachable() from None
 
-# %% ../nbs/parts/links.ipynb #li-links
-class Links:
-    "Fetches pictures by their addresses; some at a time, each kept in memory only."
+# %% ../nbs/parts/links.ipynb #li-placesclass
+class Places:
+    "Lets in so many at a time, and sends the others away."
 
-    def __init__(
-        self,
-        limit: int = 25_000_000,  # bytes
-        seconds: float = 15,  # for one picture, with all redirects
-        at_once: int = 4,
-        resolve=resolve,  # (host, port) -> addresses
-        dial=None,  # (address, port, **options) -> a stream of httpcore2; None: TCP
-        ssl_context=None,  # None: the machine's certificates
-    ):
-        check_client()
-        self.limit = limit
-        self.seconds = seconds
-        self.places = asyncio.Semaphore(at_once)
-        self.backend = make_backend(resolve, dial)
-        self.ssl_context = ssl_context
+    def __init__(self, most: int):
+        self.places = asyncio.Semaphore(most)
 
     async def __aenter__(self):
-        "Take a place; a `Problem` 503 if none is free."
+        "Take a place. Raises `Problem` 503 if none is free."
         if self.places.locked():
             raise busy()
         await self.places.acquire()
@@ -228,6 +215,26 @@ class Links:
 
     async def __aexit__(self, *error):
         self.places.release()
+
+# %% ../nbs/parts/links.ipynb #li-links
+class Links(Places):
+    "Fetches pictures by their addresses, some at a time, and keeps each in memory only."
+
+    def __init__(
+        self,
+        limit: int = 25_000_000,  # bytes
+        seconds: float = 15,  # for one picture, with all redirects
+        at_once: int = 4,
+        resolve=resolve,  # (host, port) -> addresses
+        dial=None,  # (address, port, **options) -> a stream of httpcore2, or None for TCP
+        ssl_context=None,  # None: the machine's certificates
+    ):
+        check_client()
+        super().__init__(at_once)
+        self.limit = limit
+        self.seconds = seconds
+        self.backend = make_backend(resolve, dial)
+        self.ssl_context = ssl_context
 
     async def fetch(self, url: str) -> bytes:
         "The bytes at an address, or a `Problem`."

@@ -22,7 +22,7 @@ from .label_table import LabelError, Labels
 
 # %% ../nbs/parts/manifests.ipynb #man-unzipped
 def _unzipped(data: bytes, name: str) -> bytes:
-    "What a gzip holds, and other data as they are; a `LabelError` for a damaged gzip."
+    "What a gzip holds, and other data as they are. Raises `LabelError` for a damaged gzip."
     if not data.startswith(b'\x1f\x8b'):
         return data
     try:
@@ -32,7 +32,7 @@ def _unzipped(data: bytes, name: str) -> bytes:
 
 # %% ../nbs/parts/manifests.ipynb #lab-manifest
 def _decoded(file: Path) -> str:
-    "The text of a CSV in UTF-8 or UTF-16, maybe gzipped; a `LabelError` for other encodings."
+    "The text of a CSV in UTF-8 or UTF-16, maybe gzipped. Raises `LabelError` for others."
     data = _unzipped(read_bytes(file), file.name)
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -46,7 +46,7 @@ def _decoded(file: Path) -> str:
 
 # %% ../nbs/parts/manifests.ipynb #man-csv
 def _table(text: str, name: str) -> pd.DataFrame:
-    "A CSV's text as a table of texts; a `LabelError` where a row has more cells than the header."
+    "A CSV's text as a table of texts. Raises `LabelError` if a row is longer than the header."
     separator = max(',;\t', key=text.lstrip().partition('\n')[0].count)
     options = dict(sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
     try:
@@ -56,14 +56,14 @@ def _table(text: str, name: str) -> pd.DataFrame:
     except pd.errors.ParserWarning:
         raise LabelError(
             f'{name} is not a table: its rows are longer than its first line, which names the '
-            'columns; put cells that hold a separator in quotes'
+            'columns. Put cells that hold a separator in quotes.'
         ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
         raise LabelError(f'{name} is not a table: {e}') from None
 
 # %% ../nbs/parts/manifests.ipynb #man-readcsv
 def read_csv(file: str | Path) -> pd.DataFrame:
-    "A CSV as text, separated by commas, semicolons or tabs; column names in lower case."
+    "A CSV as text, separated by commas, semicolons or tabs, with column names in lower case."
     file = Path(file)
     if not file.exists():
         raise LabelError(f'no such table: {file}')
@@ -75,21 +75,21 @@ def read_csv(file: str | Path) -> pd.DataFrame:
 
 # %% ../nbs/parts/manifests.ipynb #man-manifest
 def _with_slashes(path: str, root: Path) -> str:
-    "A path written as in Windows with our slashes; one whose file is there as written stays."
+    "A path written as in Windows with our slashes. One whose file is there as written stays."
     there = os.sep == '/' and os.path.lexists(os.path.join(root, path))
     return path if there else path.replace('\\', '/')
 
-# %% ../nbs/parts/manifests.ipynb #man-known
+# %% ../nbs/parts/manifests.ipynb #man-columns
 KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest
 
-
+# %% ../nbs/parts/manifests.ipynb #man-known
 def _read_known(csv: Path, root: Path) -> pd.DataFrame:
     "The columns of a manifest that we know, with a table's names, slashes and lower-case words."
     if not csv.exists():
         raise LabelError(f'no such manifest: {csv}')
     df = read_csv(csv)
     if missing := {'path', 'label'} - set(df):
-        raise LabelError(f'{csv.name} has no column {sorted(missing)}; it has {list(df)}')
+        raise LabelError(f'{csv.name} has no column {sorted(missing)}, only {list(df)}')
     df = df.filter(items=KNOWN)
     df['path'] = [_with_slashes(p, root) if '\\' in p else p for p in df.path]
     for c in df.columns.intersection(['label', 'split']):
@@ -99,11 +99,11 @@ def _read_known(csv: Path, root: Path) -> pd.DataFrame:
 # %% ../nbs/parts/manifests.ipynb #man-read
 def read_manifest(
     csv: str | Path,  # a file with the columns path, label and, if known, the others of `KNOWN`
-    root: str | Path | None = None,  # the paths are relative to this folder; None: the CSV's own
+    root: str | Path | None = None,  # of the paths in the CSV, or None for the CSV's own folder
     *,
     fake_means: str,  # 'generated' or 'photograph'
 ) -> Labels:
-    "Labels from a CSV; a `LabelError` for missing columns, unknown words, or a root without files."
+    "Labels from a CSV. Raises `LabelError` for missing columns, unknown words or an empty root."
     csv = Path(csv)
     root = csv.parent if root is None else Path(root)
     df = _read_known(csv, root)
@@ -112,50 +112,57 @@ def read_manifest(
         return labels
     raise LabelError(
         f'not one of the {len(df)} files lies under {labels.root}: paths are taken from the '
-        'folder of the table; move it there, or, from Python, give root='
+        'folder of the table. Move it there or, from Python, give root='
     )
+
+# %% ../nbs/parts/manifests.ipynb #man-below
+def _below(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    "The rows of a folder, with their paths from where it lies."
+    return rows.assign(path=[(folder / p).as_posix() for p in rows.path])
 
 # %% ../nbs/parts/manifests.ipynb #lab-merge
 def merge_labels(tables: list[Labels]) -> Labels:
-    "Several `Labels` in one; a `LabelError` if `fake` has two meanings, or a file comes twice."
+    "Several `Labels` in one. Raises `LabelError` if `fake` has two meanings or a file comes twice."
     meant = {t.fake_means for t in tables}
     if len(meant) != 1:
         raise LabelError(f'nothing to merge, or two meanings of fake: {sorted(meant)}')
     roots = [Path(os.path.abspath(t.root)) for t in tables]
     root = Path(os.path.commonpath(roots))
-    moved = [
-        t.rows.assign(path=[(r.relative_to(root) / p).as_posix() for p in t.rows.path])
-        for t, r in zip(tables, roots)
-    ]
+    moved = [_below(t.rows, r.relative_to(root)) for t, r in zip(tables, roots)]
     sources = {t.label_source for t in tables}
     label_source = sources.pop() if len(sources) == 1 else 'manifest'
     return Labels(pd.concat(moved), root, label_source, meant.pop())
 
-# %% ../nbs/parts/manifests.ipynb #man-families
-def with_families(labels: Labels, csv: str | Path) -> Labels:
-    "`labels` with the column `family`, from a CSV; a `LabelError` for a source that it lacks."
-    name = Path(csv).name
+# %% ../nbs/parts/manifests.ipynb #man-familytable
+def _families(csv: str | Path) -> tuple:  # (table, names of the columns that tell its rows apart)
+    "Which source belongs to which family, maybe one way for reals and another for fakes."
     known = read_csv(csv)
     if missing := {'source', 'family'} - set(known):
-        raise LabelError(f'{name} has no column {sorted(missing)}')
+        raise LabelError(f'{Path(csv).name} has no column {sorted(missing)}')
     by = ['source', 'label'] if 'label' in known else ['source']
     if known.duplicated(by).any():
-        raise LabelError(f'{name} lists a source twice')
+        raise LabelError(f'{Path(csv).name} lists a source twice')
+    return known[[*by, 'family']], by
+
+# %% ../nbs/parts/manifests.ipynb #man-families
+def with_families(labels: Labels, csv: str | Path) -> Labels:
+    "`labels` with the column `family`, from a CSV. Raises `LabelError` for a source not in it."
+    known, by = _families(csv)
     rows = labels.rows.drop(columns='family', errors='ignore')
-    rows = rows.merge(known[[*by, 'family']], 'left', by)
+    rows = rows.merge(known, 'left', by)
     if (lost := rows.source[rows.family.isna()]).size:
-        raise LabelError(f'{name} has no family for {sorted(set(lost))}')
+        raise LabelError(f'{Path(csv).name} has no family for {sorted(set(lost))}')
     return replace(labels, rows=rows)
 
 # %% ../nbs/parts/manifests.ipynb #lab-leftout
 def left_out(rows: pd.DataFrame, names: str) -> pd.Series:
-    "Which rows belong to the families or sources `names` (with commas); a `LabelError` if none."
+    "A mask of the families or sources `names` (with commas). Raises `LabelError` for unknown ones."
     names = {n.strip() for n in names.split(',') if n.strip()}
     family = rows.family if 'family' in rows else rows.source
     known = {*family, *rows.source} - {''}
     if lost := names - known:
-        there = f'there are {sorted(known)}' if known else 'the labels name none'
+        there = f'There are {sorted(known)}' if known else 'The labels name none'
         raise LabelError(
-            f'leave_out (--leave-out): no such family or source {sorted(lost)}; {there}'
+            f'leave_out (--leave-out): no such family or source {sorted(lost)}. {there}.'
         )
     return rows.source.isin(names) | family.isin(names)

@@ -49,11 +49,11 @@ def source_name(src) -> str:
     return printable(Path(src).name) if isinstance(src, (str, os.PathLike)) else 'this upload'
 
 # %% ../nbs/parts/opening.ipynb #d01-bytes
-LARGEST_FILE = 1_000_000_000  # bytes; nothing larger is read into memory
+LARGEST_FILE = 1_000_000_000  # bytes that are still read into memory
 
 
 def source_bytes(src, name: str) -> bytes:
-    "What is in `src`: a path, bytes, or a binary file object; an `ImageError` if it is too large."
+    "What is in `src`: a path, bytes, or a binary file object. Raises `ImageError` if too large."
     if isinstance(src, (bytes, bytearray, memoryview)):
         return bytes(src)
     if not isinstance(src, (str, os.PathLike)):
@@ -65,7 +65,7 @@ def source_bytes(src, name: str) -> bytes:
 
 # %% ../nbs/parts/opening.ipynb #op-opened
 def _opened(data, name, formats):
-    "An image of which only the header was read; an `ImageError` for what Pillow can't open."
+    "An image of which only the header was read. Raises `ImageError` for what Pillow can't open."
     try:
         return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
@@ -73,7 +73,7 @@ def _opened(data, name, formats):
         message = f'{name}: not an image in a format we read ({known}).'
         raise ImageError('not_an_image', message) from None
     except Image.DecompressionBombError:
-        raise ImageError('too_large', f'{name}: far too many pixels; make it smaller.') from None
+        raise ImageError('too_large', f'{name}: far too many pixels. Make it smaller.') from None
     except Exception as e:  # a decoder may raise anything, and does
         message = f'{name}: the header is damaged ({complaint(e)}).'
         raise ImageError('truncated', message) from None
@@ -84,10 +84,10 @@ def _check_size(im, data, name, max_pixels):
     w, h = im.size
     if w * h > max_pixels:
         limit = f'{w}×{h} is over the limit of {max_pixels:,} pixels'
-        raise ImageError('too_large', f'{name}: {limit}; make it smaller or raise max_pixels.')
+        raise ImageError('too_large', f'{name}: {limit}. Make it smaller or raise max_pixels.')
     if is_slow(im, data):
         said = f'a {im.format} of {w}×{h} pixels in this coding takes too long to read'
-        raise ImageError('too_large', f'{name}: {said}; save it as PNG.')
+        raise ImageError('too_large', f'{name}: {said}. Save it as PNG.')
 
 # %% ../nbs/parts/opening.ipynb #d01-open
 def open_image(data: bytes, name: str, max_pixels: int, formats=FORMATS) -> Image.Image:
@@ -95,7 +95,7 @@ def open_image(data: bytes, name: str, max_pixels: int, formats=FORMATS) -> Imag
     if not data:
         raise ImageError('empty', f'{name}: the file is empty.')
     if code := pieces_problem(data):
-        message = f'{name}: built of so many pieces that reading takes too long; save it anew.'
+        message = f'{name}: built of so many pieces that reading takes too long. Save it anew.'
         raise ImageError(code, message)
     im = _opened(data, name, formats)
     _check_size(im, data, name, max_pixels)

@@ -24,7 +24,7 @@ _MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # in a scan, what is no data
 def jpeg_pieces(
     data: bytes,  # a JPEG's content
 ) -> tuple:  # (segments, scans, pixels), up to the end of the first image
-    "How a JPEG is built; a hundred bytes between segments, which mean nothing, count as one."
+    "How a JPEG is built. Every hundred bytes between segments, which mean nothing, count as one."
     segments = scans = pixels = marker = 0
     at = 2
     while segments <= PIECES and (found := _MARKER.search(data, at)):

@@ -25,7 +25,7 @@ def _git(folder, *words):
 
 # %% ../nbs/parts/provenance.ipynb #p03-commit
 def git_commit(
-    folder: str | Path | None = None,  # of the package; None: this one
+    folder: str | Path | None = None,  # of the package, or None for this one
 ) -> str:
     "The commit of the code, or `unknown` where it is no checkout of this project, or without git."
     folder = Path(folder or Path(face_future.__file__).parent).resolve()

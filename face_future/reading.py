@@ -58,11 +58,11 @@ def _jpeg_parts(data):
     return b''.join([*keep, data[at:]]), notes
 
 # %% ../nbs/parts/reading.ipynb #d01-png-parts
-LARGEST_PROFILE = 4_000_000  # bytes; a larger colour profile is not used
+LARGEST_PROFILE = 4_000_000  # bytes of a colour profile that is still used
 
 
 def _png_profile(body):
-    "The colour profile in a PNG's iCCP chunk; empty where it is broken or too large."
+    "The colour profile in a PNG's iCCP chunk, or empty bytes where it is broken or too large."
     try:
         packed = body[body.index(b'\0') + 2 :]
         profile = zlib.decompressobj().decompress(packed, LARGEST_PROFILE + 1)
@@ -72,7 +72,7 @@ def _png_profile(body):
 
 # %% ../nbs/parts/reading.ipynb #r01-png-note
 def _png_note(kind, body):
-    "Name -> bytes of the metadata in a PNG's chunk; empty where it holds none."
+    "Name -> bytes of the metadata in a PNG's chunk, or an empty `dict` where it holds none."
     if kind == b'eXIf':
         return dict(exif=body)
     if kind == b'iTXt' and body.startswith(b'XML:com.adobe.xmp\0'):
@@ -214,7 +214,7 @@ def _exif_orientation(im, notes):
 
 # %% ../nbs/parts/reading.ipynb #r01-turn
 def _noted_turn(im, notes) -> tuple:  # 1 to 8, and what says so: `exif`, `xmp`, or empty
-    "EXIF comes first, where it gives an orientation that can be read; then XMP."
+    "EXIF comes first, where it gives an orientation that can be read, and then XMP."
     try:
         number = _exif_orientation(im, notes)
         if number is not None:
@@ -274,7 +274,7 @@ def _is_identity(change, mode):
 # %% ../nbs/parts/reading.ipynb #r01-colour-change
 @lru_cache(16)
 def _colour_change(profile, mode):
-    "The transform from an ICC profile to sRGB for a mode; None if it can't be or changes nothing."
+    "The transform from an ICC profile to sRGB for a mode, or None if it fails or changes nothing."
     if not 128 < len(profile) <= LARGEST_PROFILE:
         return None
     try:
@@ -295,13 +295,13 @@ def _to_srgb(im, profile):
 
 # %% ../nbs/parts/reading.ipynb #r15-srgb
 def srgb_pixels(rgb, profile: bytes) -> np.ndarray:  # H × W × 3, uint8
-    "Pixels (H × W × 3 uint8) of an ICC profile, or of none, as sRGB; the array itself if it is."
+    "Pixels (H × W × 3 uint8) of an ICC profile, or of none, as sRGB. It may be the same array."
     change = _colour_change(profile, 'RGB') if profile else None
     return rgb if change is None else np.asarray(change.apply(Image.fromarray(rgb)))
 
 # %% ../nbs/parts/reading.ipynb #r01-8-bits
 def _to_8_bits(im, profile=None):
-    "Deep greys as 8 bits; by their ICC profile (bytes), if there is one, while they are deep."
+    "Deep greys as 8 bits. An ICC profile (bytes), if there is one, is applied while they are deep."
     x = np.nan_to_num(np.asarray(im, np.float32))
     if im.mode == 'F':
         top = 1 if x.max() <= 1 else 255

@@ -28,6 +28,15 @@ def check_packages(names=('ray', 'pyarrow', 'fsspec')) -> None:
             'pip install "face_future[scale]"'
         )
 
+# %% ../nbs/parts/shards.ipynb #sh1-visible
+def _visible(fs, folder: str) -> list:
+    "Names of the finished files of a folder, sorted. Those being written are hidden."
+    fs.invalidate_cache()
+    if not fs.exists(folder):
+        return []
+    found = [posixpath.basename(f) for f in fs.ls(folder, detail=False)]
+    return sorted(f for f in found if not f.startswith('.'))
+
 # %% ../nbs/parts/shards.ipynb #sh1-store
 class Store:
     "A folder on a disk or in a bucket."
@@ -44,12 +53,8 @@ class Store:
         return posixpath.join(self.root, name)
 
     def names(self, folder: str) -> list:
-        "Names of the finished files of a sub folder, sorted; none if it isn't there."
-        self.fs.invalidate_cache()
-        if not self.fs.exists(self.path(folder)):
-            return []
-        found = [posixpath.basename(f) for f in self.fs.ls(self.path(folder), detail=False)]
-        return sorted(f for f in found if not f.startswith('.'))
+        "Names of the finished files of a sub folder, sorted. There are none if it isn't there."
+        return _visible(self.fs, self.path(folder))
 
     def write(self, name: str, data: bytes) -> None:
         "All of the file or nothing."
@@ -62,7 +67,7 @@ class Store:
         return self.fs.cat_file(self.path(name))
 
 # %% ../nbs/parts/shards.ipynb #sh1-address
-def address_of(file: Path) -> str:  # its path; where a name is no UTF-8, a file:// address
+def address_of(file: Path) -> str:  # its path, or a file:// address where a name is no UTF-8
     "A file's address as a table can hold it."
     try:
         str(file).encode()
@@ -72,7 +77,7 @@ def address_of(file: Path) -> str:  # its path; where a name is no UTF-8, a file
 
 
 def file_of(address: str) -> str:
-    "The path that `address_of` wrote down; other addresses as they are."
+    "The path that `address_of` wrote down. Other addresses stay as they are."
     if address.startswith('file:///') and '%' in address:
         return os.fsdecode(unquote_to_bytes(address.removeprefix('file://')))
     return address
@@ -100,7 +105,7 @@ def _bucket_rows(url) -> Iterator:
 
 # %% ../nbs/parts/shards.ipynb #sh1-list
 def _beside(address: str, folder: str) -> str:
-    "The address of a picture that a list or table names; relative ones are from its folder."
+    "The address of a picture that a list or table names, maybe relative to its own folder."
     if '://' in address or posixpath.isabs(address):
         return address
     return posixpath.join(folder, address)
@@ -116,19 +121,19 @@ def _list_rows(file) -> Iterator:
                 if address := line.strip():
                     yield printable(address), _beside(address, folder)
         except UnicodeDecodeError:
-            advice = 'save it in that encoding; a name that is none can be a file:// address'
-            raise ValueError(f'{printable(file)}: not a text in UTF-8; {advice}.') from None
+            advice = 'Save it in that encoding. A name that is not UTF-8 can be a file:// address.'
+            raise ValueError(f'{printable(file)}: not a text in UTF-8. {advice}') from None
 
 # %% ../nbs/parts/shards.ipynb #sh1-table
 def _parquet_file(f, file):
-    "An open file as a `ParquetFile`; a `ValueError` if it is none."
+    "An open file as a `ParquetFile`. Raises `ValueError` if it is none."
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(f)
     except (pa.ArrowException, OSError):
-        advice = 'no Parquet table, or a damaged one; make it anew'
+        advice = 'no Parquet table, or a damaged one. Make it anew'
         raise ValueError(f'{printable(file)}: {advice}.') from None
 
 # %% ../nbs/parts/shards.ipynb #sh1-tablerows
@@ -153,9 +158,9 @@ def _table_rows(file) -> Iterator:
 # %% ../nbs/parts/shards.ipynb #sh1-rows
 def source_rows(
     source,  # a folder, a picture, a list (.txt), a table (.parquet), or any of them in a bucket
-    recursive: bool = False,  # sub folders too; in a bucket always
+    recursive: bool = False,  # sub folders too, as always in a bucket
 ) -> Iterator:  # of (id, address)
-    "The pictures that are to be predicted; a `FileNotFoundError` or `ValueError` if it can't be."
+    "The pictures to predict. Raises `FileNotFoundError` or `ValueError` if `source` is no use."
     ending = posixpath.splitext(str(source))[1].lower()
     reader = {'.txt': _list_rows, '.parquet': _table_rows}.get(ending)
     if reader:
@@ -170,7 +175,7 @@ PICTURE_COLUMNS = ['index', 'file', *VERDICT_COLUMNS, *sorted(COUNTS), 'evidence
 
 # %% ../nbs/parts/shards.ipynb #sh1-parquet
 def parquet(rows: list, columns: list) -> bytes:
-    "A table of these columns; text but for `NUMBERS` and `COUNTS`; what a row lacks is null."
+    "A table of these columns, text but for `NUMBERS` and `COUNTS`. What a row lacks is null."
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -185,8 +190,11 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(errors='replace'), digest_size=16).digest()
 
 
-def _fresh(rows, seen: dict) -> Iterator:  # seen: id -> address, shortened; None: planned before
-    "The rows whose id was not `seen`, where it is noted; a `ValueError` if two share an id."
+def _fresh(
+    rows,
+    seen: dict,  # id -> address, both shortened, or None for what was planned before
+) -> Iterator:
+    "The rows whose id was not `seen`, where it is noted. Raises `ValueError` if two share an id."
     for i, address in rows:
         if (d := _digest(i)) not in seen:
             seen[d] = hash(address)
@@ -196,7 +204,7 @@ def _fresh(rows, seen: dict) -> Iterator:  # seen: id -> address, shortened; Non
 
 # %% ../nbs/parts/shards.ipynb #sh1-groups
 def _groups(rows, size: int) -> Iterator:
-    "Lists of `size` rows; the last may be shorter."
+    "Lists of `size` rows, of which the last may be shorter."
     group = []
     for row in rows:
         group.append(row)
@@ -205,6 +213,20 @@ def _groups(rows, size: int) -> Iterator:
             group = []
     if group:
         yield group
+
+# %% ../nbs/parts/shards.ipynb #sh1-opened
+def _opened(data: bytes):
+    "The `ParquetFile` that these bytes are."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(pa.BufferReader(data))
+
+
+def _shards_of(name: str, table) -> dict:  # name of a shard -> number of pictures
+    "The shards of a plan's table (a `ParquetFile`), one for each of its row groups."
+    meta = table.metadata
+    return {f'{name}-{k:06d}': meta.row_group(k).num_rows for k in range(meta.num_row_groups)}
 
 # %% ../nbs/parts/shards.ipynb #sh1-batch
 class Plan:
@@ -216,12 +238,8 @@ class Plan:
 
     def table(self, name: str):
         "A `ParquetFile` of the plan, opened once."
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if name not in self.tables:
-            data = self.store.read(f'plan/{name}.parquet')
-            self.tables[name] = pq.ParquetFile(pa.BufferReader(data))
+            self.tables[name] = _opened(self.store.read(f'plan/{name}.parquet'))
         return self.tables[name]
 
     def names(self) -> list:
@@ -231,9 +249,7 @@ class Plan:
         "All shards, in order."
         found = {}
         for name in self.names():
-            meta = self.table(name).metadata
-            for k in range(meta.num_row_groups):
-                found[f'{name}-{k:06d}'] = meta.row_group(k).num_rows
+            found |= _shards_of(name, self.table(name))
         return found
 
     def rows(self, shard: str) -> list:  # of dicts: id, path
@@ -297,7 +313,7 @@ def sweep(plan: Plan) -> int:  # how many there were
 
 # %% ../nbs/parts/shards.ipynb #sh1-note
 def check_note(store: Store, note: dict) -> None:
-    "Note what all rows depend on; a `ValueError` if the rows that are there depend on another."
+    "Note what all rows depend on. Raises `ValueError` if the rows there depend on something else."
     if not store.fs.exists(store.path('manifest.json')):
         return store.write('manifest.json', json.dumps(note, indent=1).encode())
     before = json.loads(store.read('manifest.json'))

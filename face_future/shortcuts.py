@@ -27,14 +27,14 @@ from .plots import COLOURS
 # %% ../nbs/parts/shortcuts.ipynb #aud-spectrum
 @lru_cache(8)
 def rings(n: int) -> tuple:
-    "Ring (in 32nds of a cycle a pixel) of each of the n×n frequencies, flat; an n×n Hann window."
+    "Ring (in 32nds of a cycle a pixel) of each of n×n frequencies, flat, and an n×n Hann window."
     f = np.fft.fftfreq(n)
     w = np.hanning(n + 2)[1:-1]
     return np.rint(np.hypot(f[:, None], f) * 32).astype(int).ravel(), np.outer(w, w)
 
 # %% ../nbs/parts/shortcuts.ipynb #sho-spectrum
 def spectrum(grey: np.ndarray) -> np.ndarray:
-    "Mean log10 power in 16 rings up to Nyquist of an H×W picture's middle square; NaN below 32 px."
+    "Mean log10 power in 16 rings up to Nyquist of an H×W picture's middle square, NaN below 32 px."
     n = min(*grey.shape, 256)
     if n < 32:
         return np.full(16, np.nan)
@@ -47,7 +47,7 @@ def spectrum(grey: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/parts/shortcuts.ipynb #aud-traits
 def header(file: str | Path) -> dict:
-    "Format, mode, and a hash of the JPEG tables; `unknown` where Pillow can't open the file."
+    "Format, mode, and a hash of the JPEG tables, or `unknown` where Pillow can't open the file."
     try:
         with Image.open(file, formats=FORMATS) as im:
             tables = getattr(im, 'quantization', None)
@@ -115,7 +115,7 @@ def number_auc(v: pd.Series, y) -> dict:
 
 # %% ../nbs/parts/shortcuts.ipynb #sho-wordauc
 def word_auc(v: pd.Series, y) -> dict:
-    "`auc_interval` of the share of fakes with the same word; words of less than 1 % count as one."
+    "`auc_interval` of the share of fakes with the same word. Words of less than 1 % count as one."
     v = v.where(v.map(v.value_counts()) >= max(3, len(y) / 100), 'rare')
     return auc_interval(y, pd.Series(y, v.index).groupby(v).transform('mean'))
 
@@ -163,7 +163,7 @@ def shortcuts(labels: Labels, images: pd.DataFrame) -> pd.DataFrame:
     rows.append(dict(trait='mean colour', **probe(t.colour.tolist(), y), detail=fitted))
     with suppress(LabelError):
         found = spectrum_probe(labels, images)
-        rows.append(dict(trait='spectrum', **found, detail=f'16 rings; {fitted}'))
+        rows.append(dict(trait='spectrum', **found, detail=f'16 rings, {fitted}'))
     order = dict(ascending=False, kind='stable', ignore_index=True)
     return pd.DataFrame(rows)[columns].sort_values('auc', **order)
 
@@ -174,7 +174,7 @@ def new_axes(**kw):
 
 # %% ../nbs/parts/shortcuts.ipynb #sho-plot
 def plot_shortcuts(traits: pd.DataFrame):
-    "Each trait's AUROC (a row of `shortcuts`) with its 95 % interval; the dashed line is a coin."
+    "Each trait's AUROC (a row of `shortcuts`) with its 95 % interval. The dashed line is a coin."
     t = traits[::-1].reset_index(drop=True)
     ax = new_axes(figsize=(6, 3))
     width = [t.auc - t.lo, t.hi - t.auc]
@@ -186,7 +186,7 @@ def plot_shortcuts(traits: pd.DataFrame):
 
 # %% ../nbs/parts/shortcuts.ipynb #aud-plot-spectrum
 def plot_spectrum(labels: Labels, images: pd.DataFrame, ax=None):
-    "Mean radial power spectrum of each class; the band holds the middle half of its pictures."
+    "Mean radial power spectrum of each class. The band holds the middle half of its pictures."
     ax = ax or new_axes(figsize=(6, 3.4))
     freq = np.arange(1, 17) / 32
     for c, style in zip(CLASSES, ('-', '--')):

@@ -40,6 +40,12 @@ def toy_scene(rng: np.random.Generator, size: int) -> Image.Image:
     draw.arc(mouth, 20, 160, fill=colour(), width=max(1, int(0.1 * r)))
     return im.resize((size, size), Image.Resampling.BOX)
 
+# %% ../nbs/parts/toy.ipynb #toy-checkerboard
+def _checkerboard(x: np.ndarray, strength: float) -> np.ndarray:
+    "A square picture with the pattern of an uneven overlap, whose mean is 1."
+    gain = 1 + strength * (-1.0) ** np.arange(len(x))
+    return x * gain[:, None, None] * gain[None, :, None]
+
 # %% ../nbs/parts/toy.ipynb #lab-toy
 def toy_image(
     rng: np.random.Generator,
@@ -51,8 +57,7 @@ def toy_image(
     small = toy_scene(rng, size).resize(((size + 1) // 2,) * 2)
     x = np.asarray(small.resize((size, size)), float)
     if fake:
-        gain = 1 + strength * (-1.0) ** np.arange(size)  # uneven overlap, of mean 1
-        x = x * gain[:, None, None] * gain[None, :, None]
+        x = _checkerboard(x, strength)
         noise = 5.0
     else:
         noise = np.hypot(5.0, 1.1 * strength * x.mean())  # about as many bytes, but no pattern
@@ -72,7 +77,7 @@ def make_toy(dest: str | Path, n: int = 60, size: int = 64, seed: int = 0) -> Pa
 # %% ../nbs/parts/toy.ipynb #toy-heard
 @contextmanager
 def heard():
-    "Keep stderr out of sight, C libraries' too; yields a function that returns what was said."
+    "Keep stderr out of sight, C libraries' too, and yield a function that returns what was said."
     with tempfile.TemporaryFile('w+', errors='replace') as f, redirect_stderr(f):
         before = os.dup(2)
         os.dup2(f.fileno(), 2)

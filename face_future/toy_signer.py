@@ -94,7 +94,7 @@ class ToySigner:
         self.chain = (signer.public_bytes(Encoding.PEM) + self.root).decode()
 
     def sign(self, *actions, data=None, kind='image/jpeg', tool='toy generator', parent=None):
-        "A file with a manifest that names these actions; `parent` is what it was before."
+        "A file with a manifest that names these actions, where `parent` is what it was before."
         import c2pa
 
         calm = c2pa.Context.from_dict(dict(verify=dict(verify_after_sign=False)))
