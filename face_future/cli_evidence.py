@@ -24,7 +24,7 @@ LARGEST_FILE = 500_000_000  # bytes
 
 
 def read_evidence(file: Path) -> dict:  # file, headline, evidence (a list of dicts), error
-    "What one file says; an error, a sentence, where it can't be read."
+    "What one file says, or, where it can't be read, an error in a sentence."
     name = printable(file)
     try:
         if file.stat().st_size > LARGEST_FILE:

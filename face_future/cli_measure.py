@@ -37,7 +37,7 @@ def coverage_line(table, threshold: float, name: str) -> str:
     sure = scored & (table.verdict != 'unsure')
     return (
         f'{name}: {len(table)} images, a score for {scored.mean():.2%}, '
-        f'a verdict for {sure.mean():.2%}; threshold {threshold:.3f}'
+        f'a verdict for {sure.mean():.2%}, threshold {threshold:.3f}'
     )
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-figures
@@ -51,7 +51,7 @@ def check_coverage(table, least: float):
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-checkagainst
 def check_against(other: str | Path, labels, split: str):  # as for `compare_with`
-    "An error for a second detector that can't be read; said before the first one takes its time."
+    "Raises an error for a second detector that can't be read, before the first one takes its time."
     from face_future.model_config import load_config
     from face_future.score_table import read_scores
 
@@ -64,7 +64,7 @@ def check_against(other: str | Path, labels, split: str):  # as for `compare_wit
 def compare_with(
     other,  # a table of scores, or a weights file
     table,  # of scores
-    out: str | Path,  # a folder; gets `compare.json`
+    out: str | Path,  # a folder, which gets `compare.json`
     *,
     threshold: float,  # of `table`
     name: str,  # of what `table` is from
@@ -110,7 +110,7 @@ Split = Annotated[Literal['valid', 'train', 'all'], typer.Option(help='valid, tr
 Threshold = Annotated[
     Optional[float],
     typer.Option(
-        help="Fake from here on; default: the weights' own, .5 for a table.", callback=finite
+        help="Fake from here on (default: the weights' own, .5 for a table).", callback=finite
     ),
 ]
 
@@ -146,7 +146,7 @@ def check_given(weights: str | None, scores: Path | None):
     if scores and weights:
         raise ValueError('Give --weights or --scores, not both: the other one goes to --against.')
     if scores and Path(scores).suffix.lower() != '.csv':
-        raise ValueError(f'--scores {scores}: must be a CSV; a weights file goes to --weights.')
+        raise ValueError(f'--scores {scores}: must be a CSV. A weights file goes to --weights.')
 
 # %% ../nbs/parts/cli_measure.ipynb #c10-evaluate
 @command
@@ -180,7 +180,7 @@ def evaluate(
     threshold = own if threshold is None else threshold
     report, _ = write_report(table, threshold, out, rounds)
     show_report(report)
-    typer.echo(f'{coverage_line(table, threshold, name)}; wrote {out}')
+    typer.echo(f'{coverage_line(table, threshold, name)}. Wrote {out}')
     if against:
         about = dict(threshold=threshold, name=name, labels=labels, split=split)
         typer.echo(compare_with(against, table, out, **about))
@@ -206,7 +206,7 @@ Runs = Annotated[list[Path], typer.Argument(help='Folders of runs, each trained 
 LeftOutTable = Annotated[
     Path,
     typer.Option(
-        help='The table to write; the scores go beside it, as *_scores.csv, '
+        help='The table to write. The scores go beside it, as *_scores.csv, '
         'for face_future pack --unseen.'
     ),
 ]
@@ -236,13 +236,13 @@ def left_out(
     table = write_left_out(pd.concat(scores, ignore_index=True), out)
     show_left_out(table)
     means = table.groupby('left_out').auroc.mean()
-    typer.echo(f'mean over {len(means)} left-out families: {means.mean():.3f}; wrote {out}')
+    typer.echo(f'mean over {len(means)} left-out families: {means.mean():.3f}. Wrote {out}')
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-cardweights
 CardWeights = Annotated[
     Optional[str],
     typer.Argument(
-        help='Weights file, or the name of a packaged one; default: the packaged default.'
+        help='Weights file, or the name of a packaged one (default: the packaged default).'
     ),
 ]
 
@@ -268,7 +268,7 @@ def card(
     typer.echo(f'wrote {out}')
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-shown
-Shown = Annotated[Path, typer.Argument(help='train_labels.json; its held-out images are shown.')]
+Shown = Annotated[Path, typer.Argument(help='train_labels.json, whose held-out images are shown.')]
 MapFolder = Annotated[Path, typer.Option(help='Folder for the maps, the page and the figures.')]
 Number = Annotated[int, typer.Option(help='Pictures, evenly over the classes of each source.')]
 MapSplit = Annotated[
@@ -278,7 +278,7 @@ MapSplit = Annotated[
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-perplexity
 Perplexity = Annotated[
-    str, typer.Option(help='About how many neighbours count; several with commas.')
+    str, typer.Option(help='About how many neighbours count. Give several with commas.')
 ]
 MapSeed = Annotated[int, typer.Option(help='Of the choice of pictures and of the maps.')]
 
@@ -335,11 +335,11 @@ def tsne(
     seen = see(predictor, labels, n, split, seed, progress=sys.stderr.isatty())
     zero = turning_point(predictor.settings)
     show_map_figures(write_map(seen, out, perplexities, seed, zero))
-    typer.echo(f'{seen.summary()}; wrote {out / "tsne.png"} and {out / "tsne.html"}')
+    typer.echo(f'{seen.summary()}. Wrote {out / "tsne.png"} and {out / "tsne.html"}')
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-exportout
 ExportOut = Annotated[
-    Optional[Path], typer.Option(help='Folder to write to; default: beside the weights.')
+    Optional[Path], typer.Option(help='Folder to write to (default: beside the weights).')
 ]
 ExportLabels = Annotated[
     Optional[Path],
@@ -393,14 +393,14 @@ def export(
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
     size = f'{file.stat().st_size / 1e6:.2f} MB'
     beside = file.with_suffix('.safetensors').name
-    typer.echo(f'{file}: {size}, beside {beside}; says what PyTorch says')
+    typer.echo(f'{file}: {size}, beside {beside}. It says what PyTorch says.')
     for r in note_precision(file, check_precision(file, labels_file, n)) if labels_file else ():
         typer.echo(parity_line(r))
     keep_known(Predictor(file.with_suffix('.safetensors'), device='cpu', backend='onnx'))
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-benchrow
 def bench_row(r) -> list:  # of texts
-    "A row of the table of speeds; `r`: a row of `run_bench`."
+    "A row of the table of speeds, of a row `r` of `run_bench`."
     return [
         r.what,
         str(r.batch),
@@ -425,7 +425,7 @@ Beside = Annotated[
 ]
 BenchOut = Annotated[
     Optional[Path],
-    typer.Option(help='Write the table here, as CSV; the layers and the folder beside it.'),
+    typer.Option(help='Write the table here, as CSV, and the layers and the folder beside it.'),
 ]
 
 # %% ../nbs/parts/cli_measure.ipynb #c10-bench
@@ -442,7 +442,7 @@ def bench(
     beside: Beside = None,
     out: BenchOut = None,
 ):
-    """Time every backend, in turn, against the original submission's way; remember the fastest.
+    """Time every backend in turn against the original submission's way, and remember the fastest.
 
     Example: face_future bench data/sample --rounds 3
 

@@ -41,7 +41,7 @@ def about(settings: dict) -> list:  # of sentences
     if s['fake_means'] == 'photograph':
         lines.append(
             'In the data of these weights "fake" means photograph: the column "label" and the '
-            'JSON files use those words; "verdict" and "p_fake" speak of the world.'
+            'JSON files use those words, while "verdict" and "p_fake" speak of the world.'
         )
     return lines
 
@@ -59,7 +59,7 @@ def show_rows(rows, out: str | Path):
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-rows
 def show_errors(errors, out: str | Path):
-    "Print the first five errors, and where the others are; ends with status 1 if there are any."
+    "Print the first five errors and where the others are. End with status 1 if there are any."
     for e in errors[:5]:
         typer.secho(f'error: {e["error"]}', fg='red', err=True)
     if len(errors) > 5:
@@ -70,7 +70,7 @@ def show_errors(errors, out: str | Path):
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-loadedpredictor
 def loaded_predictor(images: int, **options):
-    "A `Predictor`, said to the user; with an image a core where there are many images."
+    "A `Predictor`, described to the user. Where there are many images each core takes one."
     from face_future.backends import cpu_threads
     from face_future.tta_inference import Predictor
 
@@ -84,20 +84,20 @@ def loaded_predictor(images: int, **options):
 def predict_resumably(
     predictor, files: list, folder: str | Path, out: str | Path, bs: int, recursive: bool
 ) -> tuple:  # rows, errors
-    "Predict a folder; says what an earlier run left, and what this one leaves when it is stopped."
+    "Predict a folder. Say what an earlier run left, and what this one leaves if it is stopped."
     from face_future.submission import Journal
     from face_future.tta_inference import predict_folder
 
     if earlier := len(Journal(out, predictor).rows(files)):
-        typer.echo(f'{earlier} images were predicted before this was stopped; going on')
+        typer.echo(f'{earlier} images were predicted before this was stopped. Going on.')
     progress = sys.stderr.isatty()
     try:
         return predict_folder(predictor, folder, out, bs, progress=progress, recursive=recursive)
     except KeyboardInterrupt:
         kept = len(Journal(out, predictor).rows(files))
         typer.secho(
-            f'stopped: {kept} of {len(files)} images are predicted and kept in {printable(out)}; '
-            'the same command goes on from there',
+            f'stopped: {kept} of {len(files)} images are predicted and kept in {printable(out)}. '
+            'The same command goes on from there.',
             err=True,
         )
         raise typer.Exit(130) from None
@@ -107,7 +107,7 @@ Pictures = Annotated[
     str,
     typer.Argument(
         metavar='FOLDER',
-        help='Folder of images, or one image; with --engine ray also a list (.txt), a table '
+        help='Folder of images, or one image. With --engine ray also a list (.txt), a table '
         '(.parquet), or any of these in a bucket (s3://…).',
     ),
 ]
@@ -128,27 +128,27 @@ MaxFaces = Annotated[
 # %% ../nbs/parts/cli_predict.ipynb #c10c-recursive
 Recursive = Annotated[
     bool,
-    typer.Option('--recursive', help='Sub folders too; the index is then the path from FOLDER.'),
+    typer.Option('--recursive', help='Sub folders too. The index is then the path from FOLDER.'),
 ]
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-predictoptions
 PREDICT_OPTIONS = dict(
     views=(
         str,
-        'single, flip, original, or names with commas; default: what the weights do best with. '
+        'single, flip, original, or names with commas (default: what the weights do best with). '
         'For the packaged faces, single is half the work and costs some .005 of AUROC '
         '(chapter 04).',
     ),
-    bs=(int, 'Images a batch; default: 8 on a CPU, 64 on a GPU.'),
-    device=(str, 'cpu or cuda; default: a GPU if there is one.'),
+    bs=(int, 'Images a batch (default: 8 on a CPU, 64 on a GPU).'),
+    device=(str, 'cpu or cuda (default: a GPU if there is one).'),
 )
 
 # %% ../nbs/parts/cli_predict.ipynb #c10d-batchoptions
 BATCH_OPTIONS = dict(
-    engine=(Literal['ray'], 'For millions: many cores or machines, and Parquet; see [scale].'),
-    address=(str, 'With --engine ray: the address of a Ray cluster; default: this machine.'),
-    workers=(int, 'With --engine ray: predictors that share the cores; default: one for four.'),
-    shard=(int, 'With --engine ray: pictures that are written at once; default: 256.'),
+    engine=(Literal['ray'], 'For millions: many cores or machines, and Parquet (see [scale]).'),
+    address=(str, 'With --engine ray: the address of a Ray cluster (default: this machine).'),
+    workers=(int, 'With --engine ray: predictors that share the cores (default: one for four).'),
+    shard=(int, 'With --engine ray: pictures that are written at once (default: 256).'),
 )
 
 # %% ../nbs/parts/cli_predict.ipynb #c10d-batch
@@ -159,7 +159,7 @@ def predict_batch(source: str, out: Path, **given):
     found = predict_on_ray(source, out, progress=sys.stderr.isatty(), say=typer.echo, **given)
     typer.echo(
         f'{found["pictures"]} images predicted, {found["faces"]} faces, {found["unsure"]} images '
-        f'unsure, {found["errors"]} could not be read; wrote {printable(out)}/predictions and '
+        f'unsure, {found["errors"]} could not be read. Wrote {printable(out)}/predictions and '
         f'{printable(out)}/faces'
     )
     if found['errors']:
@@ -176,12 +176,12 @@ def show_results(rows, errors, out: str | Path):
         f'{len(rows)} images predicted, {unsure} of them unsure, {len(errors)} could not be read'
     )
     written = ' and '.join(printable(out / f) for f in RESULTS[:2])
-    typer.echo(f'{counts}; wrote {written}')
+    typer.echo(f'{counts}. Wrote {written}')
     show_errors(errors, out)
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-predicthere
 def predict_here(folder: str, out: Path, recursive: bool = False, bs: int | None = None, **given):
-    "Predict a folder on this machine, and say what was found; `given` is for the `Predictor`."
+    "Predict a folder on this machine, and say what was found. `given` is for the `Predictor`."
     from face_future.files import check_writable, list_pictures
     from face_future.submission import RESULTS, folder_images
 
@@ -210,8 +210,8 @@ def predict(
     Example: face_future predict data/sample --out predictions
 
     The files are submission.json, submission_confidence.json, predictions.csv, faces.csv and
-    errors.csv. Ends with status 1 if an image could not be read; the others are predicted all the
-    same. Stopped, it keeps what was predicted, and the same command goes on from there.
+    errors.csv. Ends with status 1 if an image could not be read, but the others are predicted all
+    the same. Stopped, it keeps what was predicted, and the same command goes on from there.
 
     With --engine ray the results are Parquet, a file for each few hundred pictures.
     """
@@ -249,7 +249,7 @@ def check(
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-paintpictures
 def paint_pictures(predictor, source, out: str | Path):
-    "Paint a picture or a folder, a line each; ends with status 1 if one could not be read."
+    "Paint a picture or a folder, a line each. End with status 1 if one could not be read."
     from face_future.heatmaps import paint_files
     from face_future.submission import folder_images
 
@@ -274,13 +274,13 @@ def check_maps(predictor, labels_file, out: str | Path, n: int):
     for r in write_check(predictor, seen, out):
         table.add_row(r['fill'], r['what'], f'{r["mean"]:+.3f} ({r["lo"]:+.3f} to {r["hi"]:+.3f})')
     console.print(table)
-    typer.echo(f'{seen.summary()}; wrote {out / "grid.png"} and {out / "deletion.csv"}')
+    typer.echo(f'{seen.summary()}. Wrote {out / "grid.png"} and {out / "deletion.csv"}')
 
 # %% ../nbs/parts/cli_predict.ipynb #c10-heatsource
 HeatSource = Annotated[
     Path,
     typer.Argument(
-        help='A picture or a folder to paint; or a labels file, to check the maps on its '
+        help='A picture or a folder to paint, or a labels file, to check the maps on its '
         'held-out images.'
     ),
 ]
@@ -321,7 +321,7 @@ SERVE_OPTIONS = {k: setting_option(v) for k, v in Settings.model_fields.items() 
 Host = Annotated[
     str,
     typer.Option(
-        help='Address to listen on; 0.0.0.0 lets other machines in.', envvar='FACE_FUTURE_HOST'
+        help='Address to listen on. 0.0.0.0 lets other machines in.', envvar='FACE_FUTURE_HOST'
     ),
 ]
 Port = Annotated[
@@ -332,8 +332,8 @@ Port = Annotated[
 Workers = Annotated[
     int,
     typer.Option(
-        help='Processes, each with weights of its own. One batches best; '
-        'more serve machines with many cores.',
+        help='Processes, each with weights of its own. One batches best, '
+        'and more serve machines with many cores.',
         envvar='FACE_FUTURE_WORKERS',
         min=1,
     ),
@@ -374,7 +374,7 @@ def share_machine(workers: int):
 
 # %% ../nbs/parts/cli_predict.ipynb #c10-prepare
 def prepare_serving(given: dict, workers: int):
-    "Put settings where worker processes find them; an error if they or the weights are wrong."
+    "Put settings where worker processes find them. Wrong settings or weights are an error."
     from face_future.backends import check_backend, find_graph
     from face_future.credentials import trust_list
     from face_future.drain import drain_seconds
@@ -397,7 +397,7 @@ def prepare_serving(given: dict, workers: int):
 
 # %% ../nbs/parts/cli_predict.ipynb #c10-address
 def check_address(host: str, port: int):
-    "An `OSError` with a sentence if nobody can listen there; nothing has been loaded yet."
+    "Raises an `OSError` with a sentence, before anything is loaded, if nobody can listen there."
     flags = socket.AI_PASSIVE
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
@@ -406,12 +406,12 @@ def check_address(host: str, port: int):
             s.bind(found[0][4])
     except (OSError, UnicodeError) as e:
         why = getattr(e, 'strerror', None) or 'no name of a host'
-        advice = 'choose another --host or --port.'
-        raise OSError(f'{printable(host)}, port {port}: {why}; {advice}') from None
+        advice = 'Choose another --host or --port.'
+        raise OSError(f'{printable(host)}, port {port}: {why}. {advice}') from None
 
 # %% ../nbs/parts/cli_predict.ipynb #c10-workersdef
 def metrics_folder(workers: int = 1) -> str:
-    "A fresh folder that takes what the workers count; a `ValueError` if there is no room for it."
+    "A fresh folder that takes what the workers count. Raises a `ValueError` if there is no room."
     import tempfile
 
     try:
@@ -428,7 +428,7 @@ def metrics_folder(workers: int = 1) -> str:
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-supervisor
 def make_supervisor():
-    "uvicorn's supervisor; but a worker that can't start is tried again while another one serves."
+    "uvicorn's supervisor, which tries a worker that can't start again while another one serves."
     from uvicorn.supervisors.multiprocess import STARTUP_FAILURE, Multiprocess, Process
 
     class Supervisor(Multiprocess):
@@ -486,7 +486,7 @@ def uvicorn_options(host: str, port: int, workers: int, timeout: int) -> dict:
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-run
 def run_server(host: str, port: int, workers: int, timeout: int):
-    "Serve until told to stop; the exit status is 1 if no worker could start."
+    "Serve until told to stop. The exit status is 1 if no worker could start."
     import uvicorn
 
     options = uvicorn_options(host, port, workers, timeout)

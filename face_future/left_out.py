@@ -76,7 +76,7 @@ def write_left_out(scores: pd.DataFrame, file: str | Path) -> pd.DataFrame:  # t
 
 # %% ../nbs/parts/left_out.ipynb #p07l-read
 def _as_bools(column, name: str) -> pd.Series:
-    "True and False, as a table writes them; a `ValueError` for other words."
+    "True and False, as a table writes them. Raises a `ValueError` for other words."
     words = column.str.lower()
     if (odd := column[~words.isin(['true', 'false'])]).size:
         raise ValueError(f'{name} must be True or False, not {short(odd.iloc[0])!r}.')
@@ -84,7 +84,7 @@ def _as_bools(column, name: str) -> pd.Series:
 
 # %% ../nbs/parts/left_out.ipynb #p07l-numbers
 def _as_numbers(column, name: str) -> pd.Series:
-    "Numbers, nan where a cell is empty; a `ValueError` for words."
+    "Numbers, nan where a cell is empty. Raises a `ValueError` for words."
     numbers = pd.to_numeric(column, errors='coerce')
     odd = column[~np.isfinite(numbers) & (column != '')]
     if odd.size:

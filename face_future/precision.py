@@ -58,7 +58,7 @@ def verdict_side(
 def flipped(
     before: ArrayLike, after: ArrayLike, settings: dict, margin: float = 0.1
 ) -> np.ndarray:  # N bool
-    "Which verdicts go from real to fake or back; not those within `margin` of it before."
+    "Which verdicts go from real to fake or back, but for those that were within `margin` of it."
     steady = verdict_side(before - margin, settings) == verdict_side(before + margin, settings)
     return steady & (verdict_side(before, settings) * verdict_side(after, settings) < 0)
 

@@ -19,7 +19,7 @@ def score_images(
     split: str = 'valid',  # `valid`, `train`, or empty: every image
     progress: bool = False,
 ) -> pd.DataFrame:  # the labels' columns, fake (bool), score (p_fake), logit, verdict, reason
-    "Predict labelled images, a row each; score and logit are nan where a file can't be read."
+    "Predict labelled images, a row each, with nan as score and logit where a file can't be read."
     labels = (labels if isinstance(labels, Labels) else Labels.load(labels)).part(split)
     got, _ = predict_files(predictor, labels.files, progress=progress)
     by_path = {row['path']: row for row in got}
