@@ -7,8 +7,9 @@ __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 
            'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit', 'Perplexity', 'MapSeed',
            'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer', 'Beside', 'BenchOut', 'show_report',
            'coverage_line', 'check_coverage', 'check_against', 'compare_with', 'write_corruptions', 'check_given',
-           'evaluate', 'show_left_out', 'left_out', 'card', 'numbers', 'show_map_figures', 'tsne', 'parity_line',
-           'export', 'bench_row', 'bench']
+           'labels_to_measure', 'measure', 'evaluate', 'show_left_out', 'left_out', 'card', 'numbers',
+           'show_map_figures', 'write_maps', 'tsne', 'parity_line', 'exported_line', 'say_precisions', 'export',
+           'bench_row', 'show_speeds', 'bench']
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-imports
 import json
@@ -148,6 +149,27 @@ def check_given(weights: str | None, scores: Path | None):
     if scores and Path(scores).suffix.lower() != '.csv':
         raise ValueError(f'--scores {scores}: must be a CSV. A weights file goes to --weights.')
 
+# %% ../nbs/parts/cli_measure.ipynb #c10d-tomeasure
+def labels_to_measure(labels_file, root, out: str | Path, against, split: str):  # a `Labels`
+    "The labels, if the report can be written and the second detector can be read."
+    from face_future.files import check_writable
+    from face_future.labels import Labels
+
+    labels = Labels.load(labels_file, root)
+    check_writable(out, ['scores.csv', 'report.csv', 'coverage.csv', 'report.png'])
+    if against:
+        check_against(against, labels, split)
+    return labels
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-writereport
+def measure(table, threshold: float, name: str, out: str | Path, rounds: int):
+    "Write a report on a table of scores, and print it."
+    from face_future.evaluate import write_report
+
+    report, _ = write_report(table, threshold, out, rounds)
+    show_report(report)
+    typer.echo(f'{coverage_line(table, threshold, name)}. Wrote {out}')
+
 # %% ../nbs/parts/cli_measure.ipynb #c10-evaluate
 @command
 def evaluate(
@@ -167,20 +189,13 @@ def evaluate(
 
     Example: face_future evaluate data/faces_labels.json --out evaluation
     """
-    from face_future.evaluate import get_scores, write_report
-    from face_future.files import check_writable
-    from face_future.labels import Labels
+    from face_future.evaluate import get_scores
 
     check_given(weights, scores)
-    labels = Labels.load(labels_file, root)
-    check_writable(out, ['scores.csv', 'report.csv', 'coverage.csv', 'report.png'])
-    if against:
-        check_against(against, labels, split)
+    labels = labels_to_measure(labels_file, root, out, against, split)
     table, own, name = get_scores(scores or weights, labels, split, sys.stderr.isatty())
     threshold = own if threshold is None else threshold
-    report, _ = write_report(table, threshold, out, rounds)
-    show_report(report)
-    typer.echo(f'{coverage_line(table, threshold, name)}. Wrote {out}')
+    measure(table, threshold, name, out, rounds)
     if against:
         about = dict(threshold=threshold, name=name, labels=labels, split=split)
         typer.echo(compare_with(against, table, out, **about))
@@ -302,6 +317,20 @@ def show_map_figures(figures):
         table.add_row(of, r.space, accuracy, f'{r.silhouette:.2f}', f'{r.trust:.2f}')
     console.print(table)
 
+# %% ../nbs/parts/cli_measure.ipynb #c10d-writemaps
+def write_maps(
+    predictor, labels, out: str | Path, perplexities: list, n: int, split: str, seed: int
+):
+    "See some pictures, write their maps, and print how well the classes are told apart."
+    from face_future.atlas import write_map
+    from face_future.heatmaps import turning_point
+    from face_future.tsne import see
+
+    seen = see(predictor, labels, n, split, seed, progress=sys.stderr.isatty())
+    zero = turning_point(predictor.settings)
+    show_map_figures(write_map(seen, out, perplexities, seed, zero))
+    typer.echo(f'{seen.summary()}. Wrote {out / "tsne.png"} and {out / "tsne.html"}')
+
 # %% ../nbs/parts/cli_measure.ipynb #c10-tsnecmd
 @command
 def tsne(
@@ -321,21 +350,15 @@ def tsne(
 
     Writes tsne.png, tsne.html, mistakes, and figures that keep the maps honest.
     """
-    from face_future.atlas import write_map
     from face_future.files import check_writable
-    from face_future.heatmaps import turning_point
     from face_future.labels import Labels
-    from face_future.tsne import see
     from face_future.tta_inference import Predictor
 
     perplexities = numbers(perplexity)
     labels = Labels.load(labels_file, root)
     check_writable(out)
     predictor = Predictor(weights, whole_image=whole_image)
-    seen = see(predictor, labels, n, split, seed, progress=sys.stderr.isatty())
-    zero = turning_point(predictor.settings)
-    show_map_figures(write_map(seen, out, perplexities, seed, zero))
-    typer.echo(f'{seen.summary()}. Wrote {out / "tsne.png"} and {out / "tsne.html"}')
+    write_maps(predictor, labels, out, perplexities, n, split, seed)
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-exportout
 ExportOut = Annotated[
@@ -364,6 +387,21 @@ def parity_line(r: dict) -> str:
         f'{r["flips"]} verdicts changed, {r["cpu_ms"]:.1f} CPU ms a crop{passed}'
     )
 
+# %% ../nbs/parts/cli_measure.ipynb #c10d-exported
+def exported_line(file: Path) -> str:
+    "What was written: a graph, its size, and the weights file that it points into."
+    size = f'{file.stat().st_size / 1e6:.2f} MB'
+    beside = file.with_suffix('.safetensors').name
+    return f'{file}: {size}, beside {beside}. It says what PyTorch says.'
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-sayprecisions
+def say_precisions(graph: Path, labels_file, n: int):
+    "Measure lower precisions, note in the graph which lose nothing, and print a line of each."
+    from face_future.precision import check_precision, note_precision
+
+    for r in note_precision(graph, check_precision(graph, labels_file, n)):
+        typer.echo(parity_line(r))
+
 # %% ../nbs/parts/cli_measure.ipynb #c10-exportcmd
 @command
 def export(
@@ -383,7 +421,6 @@ def export(
     """
     from face_future.export import export_onnx
     from face_future.labels import Labels
-    from face_future.precision import check_precision, note_precision
     from face_future.selftest import keep_known
     from face_future.submission import folder_images
     from face_future.tta_inference import Predictor
@@ -391,11 +428,9 @@ def export(
     if labels_file:
         Labels.load(labels_file)  # a mistake in it is said before anything is written
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
-    size = f'{file.stat().st_size / 1e6:.2f} MB'
-    beside = file.with_suffix('.safetensors').name
-    typer.echo(f'{file}: {size}, beside {beside}. It says what PyTorch says.')
-    for r in note_precision(file, check_precision(file, labels_file, n)) if labels_file else ():
-        typer.echo(parity_line(r))
+    typer.echo(exported_line(file))
+    if labels_file:
+        say_precisions(file, labels_file, n)
     keep_known(Predictor(file.with_suffix('.safetensors'), device='cpu', backend='onnx'))
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-benchrow
@@ -409,6 +444,14 @@ def bench_row(r) -> list:  # of texts
         f'{r.p95_ms:.1f}',
         f'{r.share:.0%}' if r.share == r.share else '',
     ]
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-showspeeds
+def show_speeds(table):
+    "Print the table of speeds of `run_bench`."
+    shown = Table('what', 'batch', 'images/s', 'p50 ms', 'p95 ms', 'share of peak')
+    for r in table.itertuples():
+        shown.add_row(*bench_row(r))
+    console.print(shown)
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-benchtypes
 Compiled = Annotated[
@@ -455,9 +498,6 @@ def bench(
     check_file_writable(out)
     others = dict(peer=peer, beside=beside)
     table = run_bench(folder_images(folder), weights, rounds, seconds, compiled, out, **others)
-    shown = Table('what', 'batch', 'images/s', 'p50 ms', 'p95 ms', 'share of peak')
-    for r in table.itertuples():
-        shown.add_row(*bench_row(r))
-    console.print(shown)
+    show_speeds(table)
     if out:
         typer.echo(f'written to {out}')

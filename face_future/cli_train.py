@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Source', 'Manifests', 'Families', 'RealFolder', 'FakeFolder', 'LabelSource', 'ValidPct', 'SplitSeed', 'LabelsOut',
            'TestFolder', 'Photographs', 'Findings', 'RunFolder', 'FiguresFrom', 'About', 'WholeLight', 'METRIC_WORDS',
-           'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'read_source', 'labels', 'audit', 'toy',
-           'recipe_options', 'recipe_fields', 'train', 'figure', 'pair_line', 'say_figures', 'pack']
+           'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'read_source', 'split_lines', 'labels',
+           'audit', 'toy', 'recipe_options', 'recipe_fields', 'train', 'figure', 'pair_line', 'say_figures', 'pack']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import re
@@ -123,6 +123,15 @@ LabelsOut = Annotated[
     ),
 ]
 
+# %% ../nbs/parts/cli_train.ipynb #c10b-splitlines
+def split_lines(new, old, out: Path):
+    "Sentences on the labels that were written, and on whether they were split anew."
+    if old is not None and (new.seed, new.valid_pct) != (old.seed, old.valid_pct):
+        yield f'{out} was split in another way before, so all images were split anew.'
+    held = (new.rows.split == 'valid').sum()
+    counts = f'{len(new)} images, {new.counts()}, {held} of them held out'
+    yield f'{out}: {counts}. Here "fake" means {new.fake_means}.'
+
 # %% ../nbs/parts/cli_train.ipynb #c10b-labels
 @command
 def labels(
@@ -151,11 +160,8 @@ def labels(
     old = Labels.load(out, must_exist=False) if out.exists() else None
     new = continue_split(new, old, valid_pct, seed)
     new.save(out)
-    if old is not None and (new.seed, new.valid_pct) != (old.seed, old.valid_pct):
-        typer.echo(f'{out} was split in another way before, so all images were split anew.')
-    held = (new.rows.split == 'valid').sum()
-    counts = f'{len(new)} images, {new.counts()}, {held} of them held out'
-    typer.echo(f'{out}: {counts}. Here "fake" means {fake_means}.')
+    for line in split_lines(new, old, out):
+        typer.echo(line)
 
 # %% ../nbs/parts/cli_train.ipynb #c10-testfolder
 TestFolder = Annotated[
