@@ -325,6 +325,13 @@ def _photographs(held, sources):
     photos = held[~held.fake]
     return photos if sources is None else photos[photos.source.isin(sources)]
 
+# %% ../nbs/parts/calibrate.ipynb #c07b-both
+def _both_thresholds(photos, fakes, unseen, fpr: tuple, miss: tuple) -> dict:
+    "Both thresholds, for pairs of a rate (None: no guarantee) and over which sources it is kept."
+    high = 0.5 if fpr[0] is None else _threshold(photos, unseen, *fpr)
+    low = high if miss[0] is None else min(high, _lower_threshold(fakes, unseen, *miss))
+    return dict(threshold=high, lower_threshold=low)
+
 # %% ../nbs/parts/calibrate.ipynb #c07b-choose
 def choose(
     logit: ArrayLike,
@@ -349,12 +356,8 @@ def choose(
     named = None if photo_sources is None else photos.source
     out['guarantee'] = dict(max_fpr=max_fpr, max_miss=max_miss, images=len(held))
     out['guarantee'] |= _conditions(named, unseen, fpr_over, miss_over)
-    if max_fpr is not None:
-        out['threshold'] = _threshold(photos, unseen, max_fpr, fpr_over)
-    out['lower_threshold'] = out['threshold']
-    if max_miss is not None:
-        lower = _lower_threshold(held[held.fake], unseen, max_miss, miss_over)
-        out['lower_threshold'] = min(out['threshold'], lower)
+    asked = (max_fpr, fpr_over), (max_miss, miss_over)
+    out |= _both_thresholds(photos, held[held.fake], unseen, *asked)
     _check_enough(out, max_fpr, max_miss)
     if max_fpr is not None:
         out['many_faces'] = _many_faces(photos, unseen, out['threshold'], max_fpr)

@@ -7,7 +7,7 @@ __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 
            'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit', 'Perplexity', 'MapSeed',
            'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer', 'Beside', 'BenchOut', 'show_report',
            'coverage_line', 'check_coverage', 'check_against', 'compare_with', 'write_corruptions', 'check_given',
-           'labels_to_measure', 'measure', 'evaluate', 'show_left_out', 'left_out', 'card', 'numbers',
+           'labels_to_measure', 'scored', 'measure', 'evaluate', 'show_left_out', 'left_out', 'card', 'numbers',
            'show_map_figures', 'write_maps', 'tsne', 'parity_line', 'exported_line', 'say_precisions', 'export',
            'bench_row', 'show_speeds', 'bench']
 
@@ -161,6 +161,14 @@ def labels_to_measure(labels_file, root, out: str | Path, against, split: str): 
         check_against(against, labels, split)
     return labels
 
+# %% ../nbs/parts/cli_measure.ipynb #c10d-scored
+def scored(source, labels, split: str, threshold: float | None) -> tuple:  # table, threshold, name
+    "The scores of weights or of a table, with the threshold that is given, or else their own."
+    from face_future.evaluate import get_scores
+
+    table, own, name = get_scores(source, labels, split, sys.stderr.isatty())
+    return table, own if threshold is None else threshold, name
+
 # %% ../nbs/parts/cli_measure.ipynb #c10d-writereport
 def measure(table, threshold: float, name: str, out: str | Path, rounds: int):
     "Write a report on a table of scores, and print it."
@@ -189,12 +197,9 @@ def evaluate(
 
     Example: face_future evaluate data/faces_labels.json --out evaluation
     """
-    from face_future.evaluate import get_scores
-
     check_given(weights, scores)
     labels = labels_to_measure(labels_file, root, out, against, split)
-    table, own, name = get_scores(scores or weights, labels, split, sys.stderr.isatty())
-    threshold = own if threshold is None else threshold
+    table, threshold, name = scored(scores or weights, labels, split, threshold)
     measure(table, threshold, name, out, rounds)
     if against:
         about = dict(threshold=threshold, name=name, labels=labels, split=split)

@@ -91,6 +91,15 @@ def _as_numbers(column, name: str) -> pd.Series:
         raise ValueError(f'{name} must be a number, not {short(odd.iloc[0])!r}.')
     return numbers
 
+# %% ../nbs/parts/left_out.ipynb #p07l-typed
+def _typed(t: pd.DataFrame, name: str) -> pd.DataFrame:
+    "A table of text with its truth values and its numbers as such."
+    bools = {k: _as_bools(t[k], f'{name}: {k}') for k in ('fake', 'unseen')}
+    numbers = {k: _as_numbers(t[k], f'{name}: {k}') for k in {'logit', 'temperature'} & set(t)}
+    if 'temperature' in t and not (numbers['temperature'] > 0).all():
+        raise ValueError(f'{name}: temperature must be above 0 in every row.')
+    return t.assign(**bools, **numbers)
+
 # %% ../nbs/parts/left_out.ipynb #p07l-readleft
 def read_left_out(file: str | Path) -> pd.DataFrame:  # for `choose`
     "Scores of `write_left_out` that their network had not seen, without a quality issue."
@@ -100,11 +109,7 @@ def read_left_out(file: str | Path) -> pd.DataFrame:  # for `choose`
         raise ValueError(
             f'{name} has no column {sorted(missing)}: face_future left-out makes such a table.'
         )
-    bools = {k: _as_bools(t[k], f'{name}: {k}') for k in ('fake', 'unseen')}
-    numbers = {k: _as_numbers(t[k], f'{name}: {k}') for k in {'logit', 'temperature'} & set(t)}
-    if 'temperature' in t and not (numbers['temperature'] > 0).all():
-        raise ValueError(f'{name}: temperature must be above 0 in every row.')
-    t = t.assign(**bools, **numbers)
+    t = _typed(t, name)
     return t[t.unseen & t.logit.notna() & t.unsure_reason.isin(['', *DOUBTS])].reset_index(
         drop=True
     )

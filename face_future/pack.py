@@ -35,6 +35,11 @@ def halve(predictor: Predictor) -> float:  # the largest change of a logit
         raise ValueError(f'Half precision would change logits by {gap:.2f}. Nothing is written.')
     return gap
 
+# %% ../nbs/parts/pack.ipynb #k07e-sound
+def _sound(scores):
+    "The scored images without a quality issue."
+    return scores[scores.logit.notna() & scores.unsure_reason.isin(['', *DOUBTS])]
+
 # %% ../nbs/parts/pack.ipynb #k07e-held
 def held_out_settings(
     predictor: Predictor,
@@ -48,7 +53,7 @@ def held_out_settings(
     if isinstance(unseen, (str, Path)):
         unseen = read_left_out(unseen)
     every = score_images(predictor, labels, progress=progress)
-    t = every[every.logit.notna() & every.unsure_reason.isin(['', *DOUBTS])]
+    t = _sound(every)
     chosen = choose(t.logit, t.fake, t.source, t.group, unseen=unseen, **guarantees)
     t = t.assign(score=calibrated(t.logit, chosen))
     views = ','.join(predictor.views)

@@ -62,14 +62,14 @@ def flipped(
     steady = verdict_side(before - margin, settings) == verdict_side(before + margin, settings)
     return steady & (verdict_side(before, settings) * verdict_side(after, settings) < 0)
 
-# %% ../nbs/parts/precision.ipynb #e08-gatefn2
+# %% ../nbs/parts/precision.ipynb #prc-cases
 CASES = {
     'onnx': Onnx,
     'openvino': OpenVino,
     'openvino-bf16': partial(OpenVino, precision='bf16'),
 }
 
-
+# %% ../nbs/parts/precision.ipynb #e08-gatefn2
 def timed_logits(backend, x) -> tuple:  # N logits, processor time a crop in ms
     "The logits of N × 3 × S × S inputs, after a warm-up."
     backend(x[:8])

@@ -66,10 +66,10 @@ class Recipe:
     seed: int = 42  # of order, augmentation, dropout (and of the split, if the labels have none)
     workers: int = 0  # processes that load images
 
-# %% ../nbs/parts/recipe.ipynb #rcp-help
+# %% ../nbs/parts/recipe.ipynb #rcp-field
 FIELD = re.compile(r'((?: +#[^\n]*\n)*) +(\w+): [^=\n]+ = (?:[^#\n]+)(?:# ([^\n]*))?\n')
 
-
+# %% ../nbs/parts/recipe.ipynb #rcp-help
 def meanings(recipe: type = Recipe) -> dict:  # name of a field -> a sentence
     "What each field of a dataclass means, by the comments in its source."
     found = {}

@@ -15,11 +15,9 @@ import pandas as pd
 from .files import cell
 from .manifests import read_csv
 
-# %% ../nbs/parts/score_table.ipynb #p07s-numbers
-def to_numbers(column, name: str) -> pd.Series:
-    """Text to probabilities, with decimal point or comma, nan where it is empty.
-
-    A `ValueError` for other words, and for what is not from 0 to 1."""
+# %% ../nbs/parts/score_table.ipynb #p07s-parsed
+def _parsed(column, name: str) -> pd.Series:
+    "Numbers, with decimal point or comma, nan where one is missing. Other words are an error."
     numbers = pd.to_numeric(column.str.replace(',', '.', regex=False), errors='coerce')
     odd = column[numbers.isna() & ~column.str.lower().isin(['', 'nan', 'none', 'null', 'na'])]
     if len(odd):
@@ -27,7 +25,14 @@ def to_numbers(column, name: str) -> pd.Series:
             f'{name}: {len(odd)} scores are not numbers, {odd.iloc[0]!r} for one. '
             'Leave those without a score empty.'
         )
-    numbers = numbers.replace([np.inf, -np.inf], np.nan)
+    return numbers.replace([np.inf, -np.inf], np.nan)
+
+# %% ../nbs/parts/score_table.ipynb #p07s-numbers
+def to_numbers(column, name: str) -> pd.Series:
+    """Text to probabilities, with decimal point or comma, nan where it is empty.
+
+    A `ValueError` for other words, and for what is not from 0 to 1."""
+    numbers = _parsed(column, name)
     beyond = column[(numbers < 0) | (numbers > 1)]
     if len(beyond):
         raise ValueError(

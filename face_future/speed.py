@@ -27,6 +27,7 @@ import pandas as pd
 import torch
 from onnx import helper
 
+# %% ../nbs/parts/speed.ipynb #v08b-ownimports
 from face_future.backends import (
     BACKENDS,
     BackendMissing,

@@ -140,6 +140,24 @@ def _read_journal(file, note, files):
     known = dict(e for e in map(_entry, lines) if isinstance(e, list))
     return {f: known[k] for f in files if (k := file_key(f)) in known}
 
+# %% ../nbs/parts/submission.ipynb #p04b-stopped
+def _stopped(journal: Path, e: OSError) -> OSError:
+    "What stopped a run, with what is left of it."
+    return OSError(
+        f'{printable(journal.parent)}: {e.strerror or e}. What was predicted until then is '
+        'kept there, and the same command goes on with it.'
+    )
+
+# %% ../nbs/parts/submission.ipynb #p04b-append
+def _append(journal: Path, rows):
+    "Add rows to a journal, a line a picture."
+    lines = [json.dumps([file_key(row['path']), row]) + '\n' for row in rows]
+    try:
+        with journal.open('a', encoding='utf-8') as f:
+            f.write('\n' + ''.join(lines))  # a kill may have left half a line
+    except OSError as e:
+        raise _stopped(journal, e) from None
+
 # %% ../nbs/parts/submission.ipynb #p04-journal
 class Journal:
     "The rows of an unfinished run: a hidden file in the folder `out`, a line a picture."
@@ -160,19 +178,11 @@ class Journal:
 
     def add(self, rows):
         "Keep some more rows. An `OSError` says that the earlier ones are safe."
-        lines = [json.dumps([file_key(row['path']), row]) + '\n' for row in rows]
-        try:
-            with self.file.open('a', encoding='utf-8') as f:
-                f.write('\n' + ''.join(lines))  # a kill may have left half a line
-        except OSError as e:
-            raise self.kept(e) from None
+        _append(self.file, rows)
 
     def kept(self, e: OSError) -> OSError:
         "What stopped a run, with what is left of it."
-        return OSError(
-            f'{printable(self.file.parent)}: {e.strerror or e}. What was predicted until then is '
-            'kept there, and the same command goes on with it.'
-        )
+        return _stopped(self.file, e)
 
     def done(self):
         self.file.unlink(missing_ok=True)
