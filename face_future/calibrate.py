@@ -94,8 +94,8 @@ def choose_calibration(
 # %% ../nbs/parts/calibrate.ipynb #c07b-bins
 def reliability(
     is_fake: ArrayLike, p_fake: ArrayLike
-) -> pd.DataFrame:  # p, share, lo, hi (Wilson), n; a row a bin
-    "Mean probability and share of fakes in 15 equal bins of [0, 1]; empty bins are left out."
+) -> pd.DataFrame:  # a row a bin: p, share, lo, hi (Wilson), n
+    "Mean probability and share of fakes in 15 equal bins of [0, 1]. Empty bins are left out."
     y = np.asarray(is_fake, float)
     p = np.asarray(p_fake, float)
     at = np.minimum((p * 15).astype(int), 14)
@@ -131,7 +131,7 @@ def _source_bound(score, rate):
 def source_bounds(
     score: ArrayLike, source: ArrayLike, rate: float
 ) -> pd.Series:  # source -> its own bound
-    "`bound` for each source on its own; infinite where a source has too few scores."
+    "`bound` for each source on its own, infinite where a source has too few scores."
     score = np.asarray(score, float)
     source = np.asarray(source)
     own = {s: float(_source_bound(score[source == s], rate)) for s in np.unique(source)}
@@ -143,7 +143,7 @@ def bound(
     source: ArrayLike,  # N scores, and where each is from
     rate: float,  # the guarantee: at most this share of new ones lies at or above the bound
 ) -> float:
-    "The lowest score that keeps `rate` in every source (split conformal); inf: one has too few."
+    "The lowest score that keeps `rate` in every source (split conformal, inf: one has too few)."
     return float(source_bounds(score, source, rate).max()) if len(score) else -np.inf
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-mean
@@ -168,7 +168,7 @@ def unseen_bound(
     rate: float,  # the guarantee: at most this share of a new source lies at or above the bound
     over='worst',  # `worst`, `mean`, or the chance that a new source may go beyond
 ) -> float:
-    "The bound for sources in no training set (conformal over sources); `ValueError` for too few."
+    "The bound for new sources (conformal over sources). Raises a `ValueError` for too few sources."
     if over == 'mean':
         return mean_bound(score, source, rate)
     own = source_bounds(score, source, rate)
@@ -177,8 +177,8 @@ def unseen_bound(
     if not len(own) or k < 1:
         needed = 1 if over == 'worst' else int(np.ceil(1 / over)) - 1
         raise ValueError(
-            f'{len(own)} sources can be bounded: too few to promise anything about a new one; '
-            f'it takes {needed}.'
+            f'{len(own)} sources can be bounded: too few to promise anything about a new one. '
+            f'It takes {needed}.'
         )
     return float(own[min(k, len(own)) - 1])
 
@@ -307,7 +307,7 @@ def _conditions(sources, unseen, fpr_over, miss_over) -> dict:
     return out
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-scored
-def _scored(logit, is_fake, source, group) -> tuple:  # rows of fake, source and score; settings
+def _scored(logit, is_fake, source, group) -> tuple:  # rows of fake, source, score, and settings
     "The held-out images with p_fake as `score`, and the calibration that made it."
     from face_future.model_config import calibrated
 
@@ -321,9 +321,16 @@ def _scored(logit, is_fake, source, group) -> tuple:  # rows of fake, source and
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-photos
 def _photographs(held, sources):
-    "The held-out photographs of these sources; None: of all."
+    "The held-out photographs of these sources (None: of all)."
     photos = held[~held.fake]
     return photos if sources is None else photos[photos.source.isin(sources)]
+
+# %% ../nbs/parts/calibrate.ipynb #c07b-both
+def _both_thresholds(photos, fakes, unseen, fpr: tuple, miss: tuple) -> dict:
+    "Both thresholds, for pairs of a rate (None: no guarantee) and over which sources it is kept."
+    high = 0.5 if fpr[0] is None else _threshold(photos, unseen, *fpr)
+    low = high if miss[0] is None else min(high, _lower_threshold(fakes, unseen, *miss))
+    return dict(threshold=high, lower_threshold=low)
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-choose
 def choose(
@@ -332,14 +339,14 @@ def choose(
     source: ArrayLike,
     group: ArrayLike | None = None,  # N each, of held-out pictures without a quality issue
     *,
-    max_fpr: float = None,  # at most this share of photographs is called fake; None: from .5 on
-    max_miss: float = None,  # at most this share of fakes is called real; None: no abstention band
-    photo_sources=None,  # sources of photographs that `max_fpr` is about; None: all
+    max_fpr: float = None,  # at most this share of photographs is called fake (None: from .5 on)
+    max_miss: float = None,  # at most this share of fakes is called real (None: no band)
+    photo_sources=None,  # sources of photographs that `max_fpr` is about (None: all)
     unseen: pd.DataFrame = None,  # left-out scores (07_evaluate): guarantees about new sources
     fpr_over: str = 'worst',  # with `unseen`: over which sources, see `unseen_bound`
-    miss_over: str | None = None,  # the same for fakes; None: `mean` with `unseen`, else `worst`
+    miss_over: str | None = None,  # the same for fakes (None: `mean` with `unseen`, else `worst`)
 ) -> dict:  # calibration, temperature, threshold, lower_threshold, guarantee, …
-    "Calibration and both thresholds from held-out logits; a `ValueError` where there are too few."
+    "Calibration and both thresholds from held-out logits. Raises a `ValueError` for too few."
     _check_share('max_fpr', max_fpr)
     _check_share('max_miss', max_miss)
     held, out = _scored(logit, is_fake, source, group)
@@ -349,12 +356,8 @@ def choose(
     named = None if photo_sources is None else photos.source
     out['guarantee'] = dict(max_fpr=max_fpr, max_miss=max_miss, images=len(held))
     out['guarantee'] |= _conditions(named, unseen, fpr_over, miss_over)
-    if max_fpr is not None:
-        out['threshold'] = _threshold(photos, unseen, max_fpr, fpr_over)
-    out['lower_threshold'] = out['threshold']
-    if max_miss is not None:
-        lower = _lower_threshold(held[held.fake], unseen, max_miss, miss_over)
-        out['lower_threshold'] = min(out['threshold'], lower)
+    asked = (max_fpr, fpr_over), (max_miss, miss_over)
+    out |= _both_thresholds(photos, held[held.fake], unseen, *asked)
     _check_enough(out, max_fpr, max_miss)
     if max_fpr is not None:
         out['many_faces'] = _many_faces(photos, unseen, out['threshold'], max_fpr)
@@ -362,7 +365,7 @@ def choose(
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-jack
 def left_out_rates(
-    score: ArrayLike,  # N, of one class; for fakes give -score
+    score: ArrayLike,  # N, of one class (for fakes give -score)
     name: ArrayLike,  # N, the left-out source or family of each
     rate: float,
     over='worst',  # as for `unseen_bound`
@@ -384,7 +387,7 @@ def coverage_curve(
     source: ArrayLike,  # N each
     threshold: float,
     over='worst',  # see `unseen_bound`
-) -> pd.DataFrame:  # max_miss, lower_threshold; shares: decided (with a verdict), wrong (of those)
+) -> pd.DataFrame:  # max_miss, lower_threshold, decided (share with a verdict), wrong (of those)
     "What several guarantees about missed fakes cost in pictures without a verdict."
     p = np.asarray(score, float)
     fake = np.asarray(is_fake, bool)

@@ -62,7 +62,7 @@ def _measured(evaluation) -> str:
         f'On {evaluation["images"]:,} held-out images without a quality issue '
         f'({evaluation["unsure"]} more had one), with 95 % intervals'
     )
-    text += f' ({how}).' if how else '; groups of images of one person are drawn together.'
+    text += f' ({how}).' if how else '. Groups of images of one person are drawn together.'
     if 'measured_on' in evaluation:
         text += f' Measured on {evaluation["measured_on"]}.'
     return f'## Figures\n\n{text}\n\n' + _figures(evaluation['figures'])
@@ -166,7 +166,7 @@ def _identity(s) -> str:
         f'{title}\n\n'
         f'- **Checksum**: sha256 `{s["sha256"]}`\n'
         f'- **Network**: {s["arch"]}, {what} at {pre["size"]} px, '
-        f'views: {s.get("views", "flip")}; trained at commit {s.get("commit", "unknown")}\n'
+        f'views: {s.get("views", "flip")}, trained at commit {s.get("commit", "unknown")}\n'
         f'- **Calibration**: {c.get("kind", "temperature")}, id `{c.get("id", "none")}`'
     )
 
@@ -183,12 +183,12 @@ def render_card(settings: dict) -> str:  # of a weights file, as `load_weights` 
 
 # %% ../nbs/parts/card.ipynb #k07d-writecard
 def write_card(settings: dict, file: str | Path):
-    "`render_card` into a file; a `ValueError` where the settings aren't whole."
+    "`render_card` into a file. Raises a `ValueError` where the settings aren't whole."
     try:
         text = render_card(settings)
     except (KeyError, TypeError, ValueError) as e:
         why = f'{type(e).__name__}: {e}'
         raise ValueError(
-            f'{settings["name"]}: its settings are not whole ({short(why, 200)}); pack it anew.'
+            f'{settings["name"]}: its settings are not whole ({short(why, 200)}). Pack it anew.'
         ) from None
     atomic_write(Path(file), text)

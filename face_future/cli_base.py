@@ -33,7 +33,7 @@ app = typer.Typer(
     help='Tell photographs of faces from AI-made ones. '
     'Each command has its own --help with an example.',
 )
-# For tables; sentences go by `typer.echo`, which breaks no command or path in two.
+# For tables. Sentences go by `typer.echo`, which breaks no command or path in two.
 console = Console(markup=False, highlight=False, force_jupyter=False)
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-sentence
@@ -84,7 +84,7 @@ def command(f):
         try:
             return f(*args, **kwargs)
         except BrokenPipeError:
-            raise  # `| head` has seen enough; Typer ends quietly
+            raise  # `| head` has seen enough, and Typer ends quietly
         except ModuleNotFoundError as e:
             raise failed(
                 f'{f.__name__} needs {e.name}, which a light installation leaves out: '
@@ -114,18 +114,18 @@ LabelsFile = Annotated[Path, typer.Argument(help='train_labels.json')]
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-backend
 WEIGHTS = (
-    'Weights file, or the name of a packaged one; '
-    'default: model_best.* here, else the packaged default.'
+    'Weights file, or the name of a packaged one '
+    '(default: model_best.* here, else the packaged default).'
 )
 BACKEND = (
-    'openvino-bf16, openvino, onnx or torch; default: the fastest that is installed and as good.'
+    'openvino-bf16, openvino, onnx or torch (default: the fastest that is installed and as good).'
 )
 Weights = Annotated[Optional[str], typer.Option(help=WEIGHTS)]
 Backend = Annotated[Optional[str], typer.Option(help=BACKEND)]
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-finite
 def finite(value: float | None) -> float | None:  # the callback of an option
-    "The number itself; an error for `nan` and `inf`, which pass for numbers, and for any bound."
+    "The number itself. `nan` and `inf` are errors: they pass for numbers, and for any bound."
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f'{value} is not a number that means anything here.')
     return value
@@ -133,9 +133,9 @@ def finite(value: float | None) -> float | None:  # the callback of an option
 # %% ../nbs/parts/cli_base.ipynb #c10a-addoptions
 def add_options(
     options: dict,  # name -> (type, help)
-    prefix: str = '',  # of the environment variables that stand for them; empty: none do
+    prefix: str = '',  # of the environment variables that stand for them (empty: none do)
 ):
-    "Give a command that ends with `**given` an optional option for each of these; None: not given."
+    "Add an option for each of these to a command that ends with `**given`. None: it was not given."
 
     def parameter(name, kind, text):
         option = typer.Option(

@@ -7,8 +7,9 @@ __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 
            'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit', 'Perplexity', 'MapSeed',
            'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer', 'Beside', 'BenchOut', 'show_report',
            'coverage_line', 'check_coverage', 'check_against', 'compare_with', 'write_corruptions', 'check_given',
-           'evaluate', 'show_left_out', 'left_out', 'card', 'numbers', 'show_map_figures', 'tsne', 'parity_line',
-           'export', 'bench_row', 'bench']
+           'labels_to_measure', 'scored', 'measure', 'evaluate', 'show_left_out', 'left_out', 'card', 'numbers',
+           'show_map_figures', 'write_maps', 'tsne', 'parity_line', 'exported_line', 'say_precisions', 'export',
+           'bench_row', 'show_speeds', 'bench']
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-imports
 import json
@@ -37,7 +38,7 @@ def coverage_line(table, threshold: float, name: str) -> str:
     sure = scored & (table.verdict != 'unsure')
     return (
         f'{name}: {len(table)} images, a score for {scored.mean():.2%}, '
-        f'a verdict for {sure.mean():.2%}; threshold {threshold:.3f}'
+        f'a verdict for {sure.mean():.2%}, threshold {threshold:.3f}'
     )
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-figures
@@ -51,7 +52,7 @@ def check_coverage(table, least: float):
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-checkagainst
 def check_against(other: str | Path, labels, split: str):  # as for `compare_with`
-    "An error for a second detector that can't be read; said before the first one takes its time."
+    "Raises an error for a second detector that can't be read, before the first one takes its time."
     from face_future.model_config import load_config
     from face_future.score_table import read_scores
 
@@ -64,7 +65,7 @@ def check_against(other: str | Path, labels, split: str):  # as for `compare_wit
 def compare_with(
     other,  # a table of scores, or a weights file
     table,  # of scores
-    out: str | Path,  # a folder; gets `compare.json`
+    out: str | Path,  # a folder, which gets `compare.json`
     *,
     threshold: float,  # of `table`
     name: str,  # of what `table` is from
@@ -110,7 +111,7 @@ Split = Annotated[Literal['valid', 'train', 'all'], typer.Option(help='valid, tr
 Threshold = Annotated[
     Optional[float],
     typer.Option(
-        help="Fake from here on; default: the weights' own, .5 for a table.", callback=finite
+        help="Fake from here on (default: the weights' own, .5 for a table).", callback=finite
     ),
 ]
 
@@ -146,7 +147,36 @@ def check_given(weights: str | None, scores: Path | None):
     if scores and weights:
         raise ValueError('Give --weights or --scores, not both: the other one goes to --against.')
     if scores and Path(scores).suffix.lower() != '.csv':
-        raise ValueError(f'--scores {scores}: must be a CSV; a weights file goes to --weights.')
+        raise ValueError(f'--scores {scores}: must be a CSV. A weights file goes to --weights.')
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-tomeasure
+def labels_to_measure(labels_file, root, out: str | Path, against, split: str):  # a `Labels`
+    "The labels, if the report can be written and the second detector can be read."
+    from face_future.files import check_writable
+    from face_future.labels import Labels
+
+    labels = Labels.load(labels_file, root)
+    check_writable(out, ['scores.csv', 'report.csv', 'coverage.csv', 'report.png'])
+    if against:
+        check_against(against, labels, split)
+    return labels
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-scored
+def scored(source, labels, split: str, threshold: float | None) -> tuple:  # table, threshold, name
+    "The scores of weights or of a table, with the threshold that is given, or else their own."
+    from face_future.evaluate import get_scores
+
+    table, own, name = get_scores(source, labels, split, sys.stderr.isatty())
+    return table, own if threshold is None else threshold, name
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-writereport
+def measure(table, threshold: float, name: str, out: str | Path, rounds: int):
+    "Write a report on a table of scores, and print it."
+    from face_future.evaluate import write_report
+
+    report, _ = write_report(table, threshold, out, rounds)
+    show_report(report)
+    typer.echo(f'{coverage_line(table, threshold, name)}. Wrote {out}')
 
 # %% ../nbs/parts/cli_measure.ipynb #c10-evaluate
 @command
@@ -167,20 +197,10 @@ def evaluate(
 
     Example: face_future evaluate data/faces_labels.json --out evaluation
     """
-    from face_future.evaluate import get_scores, write_report
-    from face_future.files import check_writable
-    from face_future.labels import Labels
-
     check_given(weights, scores)
-    labels = Labels.load(labels_file, root)
-    check_writable(out, ['scores.csv', 'report.csv', 'coverage.csv', 'report.png'])
-    if against:
-        check_against(against, labels, split)
-    table, own, name = get_scores(scores or weights, labels, split, sys.stderr.isatty())
-    threshold = own if threshold is None else threshold
-    report, _ = write_report(table, threshold, out, rounds)
-    show_report(report)
-    typer.echo(f'{coverage_line(table, threshold, name)}; wrote {out}')
+    labels = labels_to_measure(labels_file, root, out, against, split)
+    table, threshold, name = scored(scores or weights, labels, split, threshold)
+    measure(table, threshold, name, out, rounds)
     if against:
         about = dict(threshold=threshold, name=name, labels=labels, split=split)
         typer.echo(compare_with(against, table, out, **about))
@@ -206,7 +226,7 @@ Runs = Annotated[list[Path], typer.Argument(help='Folders of runs, each trained 
 LeftOutTable = Annotated[
     Path,
     typer.Option(
-        help='The table to write; the scores go beside it, as *_scores.csv, '
+        help='The table to write. The scores go beside it, as *_scores.csv, '
         'for face_future pack --unseen.'
     ),
 ]
@@ -236,13 +256,13 @@ def left_out(
     table = write_left_out(pd.concat(scores, ignore_index=True), out)
     show_left_out(table)
     means = table.groupby('left_out').auroc.mean()
-    typer.echo(f'mean over {len(means)} left-out families: {means.mean():.3f}; wrote {out}')
+    typer.echo(f'mean over {len(means)} left-out families: {means.mean():.3f}. Wrote {out}')
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-cardweights
 CardWeights = Annotated[
     Optional[str],
     typer.Argument(
-        help='Weights file, or the name of a packaged one; default: the packaged default.'
+        help='Weights file, or the name of a packaged one (default: the packaged default).'
     ),
 ]
 
@@ -268,7 +288,7 @@ def card(
     typer.echo(f'wrote {out}')
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-shown
-Shown = Annotated[Path, typer.Argument(help='train_labels.json; its held-out images are shown.')]
+Shown = Annotated[Path, typer.Argument(help='train_labels.json, whose held-out images are shown.')]
 MapFolder = Annotated[Path, typer.Option(help='Folder for the maps, the page and the figures.')]
 Number = Annotated[int, typer.Option(help='Pictures, evenly over the classes of each source.')]
 MapSplit = Annotated[
@@ -278,7 +298,7 @@ MapSplit = Annotated[
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-perplexity
 Perplexity = Annotated[
-    str, typer.Option(help='About how many neighbours count; several with commas.')
+    str, typer.Option(help='About how many neighbours count. Give several with commas.')
 ]
 MapSeed = Annotated[int, typer.Option(help='Of the choice of pictures and of the maps.')]
 
@@ -302,6 +322,20 @@ def show_map_figures(figures):
         table.add_row(of, r.space, accuracy, f'{r.silhouette:.2f}', f'{r.trust:.2f}')
     console.print(table)
 
+# %% ../nbs/parts/cli_measure.ipynb #c10d-writemaps
+def write_maps(
+    predictor, labels, out: str | Path, perplexities: list, n: int, split: str, seed: int
+):
+    "See some pictures, write their maps, and print how well the classes are told apart."
+    from face_future.atlas import write_map
+    from face_future.heatmaps import turning_point
+    from face_future.tsne import see
+
+    seen = see(predictor, labels, n, split, seed, progress=sys.stderr.isatty())
+    zero = turning_point(predictor.settings)
+    show_map_figures(write_map(seen, out, perplexities, seed, zero))
+    typer.echo(f'{seen.summary()}. Wrote {out / "tsne.png"} and {out / "tsne.html"}')
+
 # %% ../nbs/parts/cli_measure.ipynb #c10-tsnecmd
 @command
 def tsne(
@@ -321,25 +355,19 @@ def tsne(
 
     Writes tsne.png, tsne.html, mistakes, and figures that keep the maps honest.
     """
-    from face_future.atlas import write_map
     from face_future.files import check_writable
-    from face_future.heatmaps import turning_point
     from face_future.labels import Labels
-    from face_future.tsne import see
     from face_future.tta_inference import Predictor
 
     perplexities = numbers(perplexity)
     labels = Labels.load(labels_file, root)
     check_writable(out)
     predictor = Predictor(weights, whole_image=whole_image)
-    seen = see(predictor, labels, n, split, seed, progress=sys.stderr.isatty())
-    zero = turning_point(predictor.settings)
-    show_map_figures(write_map(seen, out, perplexities, seed, zero))
-    typer.echo(f'{seen.summary()}; wrote {out / "tsne.png"} and {out / "tsne.html"}')
+    write_maps(predictor, labels, out, perplexities, n, split, seed)
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-exportout
 ExportOut = Annotated[
-    Optional[Path], typer.Option(help='Folder to write to; default: beside the weights.')
+    Optional[Path], typer.Option(help='Folder to write to (default: beside the weights).')
 ]
 ExportLabels = Annotated[
     Optional[Path],
@@ -364,6 +392,21 @@ def parity_line(r: dict) -> str:
         f'{r["flips"]} verdicts changed, {r["cpu_ms"]:.1f} CPU ms a crop{passed}'
     )
 
+# %% ../nbs/parts/cli_measure.ipynb #c10d-exported
+def exported_line(file: Path) -> str:
+    "What was written: a graph, its size, and the weights file that it points into."
+    size = f'{file.stat().st_size / 1e6:.2f} MB'
+    beside = file.with_suffix('.safetensors').name
+    return f'{file}: {size}, beside {beside}. It says what PyTorch says.'
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-sayprecisions
+def say_precisions(graph: Path, labels_file, n: int):
+    "Measure lower precisions, note in the graph which lose nothing, and print a line of each."
+    from face_future.precision import check_precision, note_precision
+
+    for r in note_precision(graph, check_precision(graph, labels_file, n)):
+        typer.echo(parity_line(r))
+
 # %% ../nbs/parts/cli_measure.ipynb #c10-exportcmd
 @command
 def export(
@@ -383,7 +426,6 @@ def export(
     """
     from face_future.export import export_onnx
     from face_future.labels import Labels
-    from face_future.precision import check_precision, note_precision
     from face_future.selftest import keep_known
     from face_future.submission import folder_images
     from face_future.tta_inference import Predictor
@@ -391,16 +433,14 @@ def export(
     if labels_file:
         Labels.load(labels_file)  # a mistake in it is said before anything is written
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
-    size = f'{file.stat().st_size / 1e6:.2f} MB'
-    beside = file.with_suffix('.safetensors').name
-    typer.echo(f'{file}: {size}, beside {beside}; says what PyTorch says')
-    for r in note_precision(file, check_precision(file, labels_file, n)) if labels_file else ():
-        typer.echo(parity_line(r))
+    typer.echo(exported_line(file))
+    if labels_file:
+        say_precisions(file, labels_file, n)
     keep_known(Predictor(file.with_suffix('.safetensors'), device='cpu', backend='onnx'))
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-benchrow
 def bench_row(r) -> list:  # of texts
-    "A row of the table of speeds; `r`: a row of `run_bench`."
+    "A row of the table of speeds, of a row `r` of `run_bench`."
     return [
         r.what,
         str(r.batch),
@@ -409,6 +449,14 @@ def bench_row(r) -> list:  # of texts
         f'{r.p95_ms:.1f}',
         f'{r.share:.0%}' if r.share == r.share else '',
     ]
+
+# %% ../nbs/parts/cli_measure.ipynb #c10d-showspeeds
+def show_speeds(table):
+    "Print the table of speeds of `run_bench`."
+    shown = Table('what', 'batch', 'images/s', 'p50 ms', 'p95 ms', 'share of peak')
+    for r in table.itertuples():
+        shown.add_row(*bench_row(r))
+    console.print(shown)
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-benchtypes
 Compiled = Annotated[
@@ -425,7 +473,7 @@ Beside = Annotated[
 ]
 BenchOut = Annotated[
     Optional[Path],
-    typer.Option(help='Write the table here, as CSV; the layers and the folder beside it.'),
+    typer.Option(help='Write the table here, as CSV, and the layers and the folder beside it.'),
 ]
 
 # %% ../nbs/parts/cli_measure.ipynb #c10-bench
@@ -442,7 +490,7 @@ def bench(
     beside: Beside = None,
     out: BenchOut = None,
 ):
-    """Time every backend, in turn, against the original submission's way; remember the fastest.
+    """Time every backend in turn against the original submission's way, and remember the fastest.
 
     Example: face_future bench data/sample --rounds 3
 
@@ -455,9 +503,6 @@ def bench(
     check_file_writable(out)
     others = dict(peer=peer, beside=beside)
     table = run_bench(folder_images(folder), weights, rounds, seconds, compiled, out, **others)
-    shown = Table('what', 'batch', 'images/s', 'p50 ms', 'p95 ms', 'share of peak')
-    for r in table.itertuples():
-        shown.add_row(*bench_row(r))
-    console.print(shown)
+    show_speeds(table)
     if out:
         typer.echo(f'written to {out}')

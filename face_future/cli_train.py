@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Source', 'Manifests', 'Families', 'RealFolder', 'FakeFolder', 'LabelSource', 'ValidPct', 'SplitSeed', 'LabelsOut',
            'TestFolder', 'Photographs', 'Findings', 'RunFolder', 'FiguresFrom', 'About', 'WholeLight', 'METRIC_WORDS',
-           'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'read_source', 'labels', 'audit', 'toy',
-           'recipe_options', 'recipe_fields', 'train', 'figure', 'pair_line', 'say_figures', 'pack']
+           'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'read_source', 'split_lines', 'labels',
+           'audit', 'toy', 'recipe_options', 'recipe_fields', 'train', 'figure', 'pair_line', 'say_figures', 'pack']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import re
@@ -23,7 +23,7 @@ from .recipe import Recipe, meanings
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-readfolders
 def _read_folders(real, fake, fake_means, only_test):
-    "The `Labels` of two folders; for a test set one of them is enough."
+    "The `Labels` of two folders. For a test set one of them is enough."
     from face_future.labels import read_folders
 
     if not (real and fake) and not (only_test and (real or fake)):
@@ -52,7 +52,7 @@ def _read_challenge(source, label_source, fake_means):
 
 # %% ../nbs/parts/cli_train.ipynb #c10-labelscmd
 def read_source(source, real, fake, label_source, fake_means, only_test=False, manifests=()):
-    "The `Labels` of whatever `labels` was given; a `ValueError` names the option that is missing."
+    "The `Labels` of whatever `labels` was given. A `ValueError` names the option that is missing."
     from face_future.labels import merge_labels, read_manifest
 
     if manifests:
@@ -81,7 +81,7 @@ Source = Annotated[
 Manifests = Annotated[
     Optional[list[Path]],
     typer.Option(
-        help='A CSV manifest, maybe gzipped; given several times, all are merged '
+        help='A CSV manifest, maybe gzipped. Given several times, all are merged '
         '(instead of SOURCE).'
     ),
 ]
@@ -108,11 +108,11 @@ LabelSource = Annotated[
 ValidPct = Annotated[
     Optional[float],
     typer.Option(
-        help='Share to hold out, .2 for a new file; 1 makes a set that is only for testing '
+        help='Share to hold out, .2 for a new file. 1 makes a set that is only for testing '
         '(--real or --fake alone will do).'
     ),
 ]
-SplitSeed = Annotated[Optional[int], typer.Option(help='Of the split; 42 for a new file.')]
+SplitSeed = Annotated[Optional[int], typer.Option(help='Of the split, 42 for a new file.')]
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-splitoptions
 LabelsOut = Annotated[
@@ -122,6 +122,15 @@ LabelsOut = Annotated[
         'unless another --valid-pct or --seed is given.'
     ),
 ]
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-splitlines
+def split_lines(new, old, out: Path):
+    "Sentences on the labels that were written, and on whether they were split anew."
+    if old is not None and (new.seed, new.valid_pct) != (old.seed, old.valid_pct):
+        yield f'{out} was split in another way before, so all images were split anew.'
+    held = (new.rows.split == 'valid').sum()
+    counts = f'{len(new)} images, {new.counts()}, {held} of them held out'
+    yield f'{out}: {counts}. Here "fake" means {new.fake_means}.'
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-labels
 @command
@@ -151,11 +160,8 @@ def labels(
     old = Labels.load(out, must_exist=False) if out.exists() else None
     new = continue_split(new, old, valid_pct, seed)
     new.save(out)
-    if old is not None and (new.seed, new.valid_pct) != (old.seed, old.valid_pct):
-        typer.echo(f'{out} was split in another way before; all images were split anew.')
-    held = (new.rows.split == 'valid').sum()
-    counts = f'{len(new)} images, {new.counts()}, {held} of them held out'
-    typer.echo(f'{out}: {counts}; "fake" means {fake_means} here.')
+    for line in split_lines(new, old, out):
+        typer.echo(line)
 
 # %% ../nbs/parts/cli_train.ipynb #c10-testfolder
 TestFolder = Annotated[
@@ -197,7 +203,7 @@ def audit(
 # %% ../nbs/parts/cli_train.ipynb #c10b-toycmd
 @command
 def toy(
-    dest: Annotated[Path, typer.Argument(help='Folder to make; gets real/ and fake/.')],
+    dest: Annotated[Path, typer.Argument(help='Folder to make, for real/ and fake/.')],
     n: Annotated[int, typer.Option(help='Images in all.', min=2)] = 200,
     size: Annotated[int, typer.Option(help='Side in pixels.', min=8)] = 32,
     seed: Annotated[int, typer.Option(help='Of the pictures.')] = 0,
@@ -210,7 +216,7 @@ def toy(
 
     made = make_toy(dest, n=n, size=size, seed=seed)
     following = f'face_future labels --real {dest}/real --fake {dest}/fake --fake-means generated'
-    typer.echo(f'made {made}; next: {following}')
+    typer.echo(f'made {made}. Next: {following}')
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-recipeoptions
 def recipe_options() -> dict:  # name -> (type, help)
@@ -230,7 +236,7 @@ def recipe_options() -> dict:  # name -> (type, help)
     return options
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-runfolder
-RunFolder = Annotated[Path, typer.Option(help='Folder of the run; an unfinished one is resumed.')]
+RunFolder = Annotated[Path, typer.Option(help='Folder of the run. An unfinished one is resumed.')]
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-sibling
 FiguresFrom = Annotated[
@@ -278,7 +284,7 @@ def train(
     whole_image: WholeLight = False,
     **given,
 ):
-    """Train; killed at any moment and called again, it goes on where it was.
+    """Train weights. Killed at any moment and called again, it goes on where it was.
 
     Example: face_future train train_labels.json --size 128 --epochs 12 --out runs/first
     """
@@ -293,7 +299,7 @@ def train(
     more['cbs'] = [] if watched else [EpochLines()]
     file = run(Labels.load(labels_file, root), recipe, out, **more)
     if is_first():
-        typer.echo(f'best weights: {file}; next: face_future predict FOLDER --weights {file}')
+        typer.echo(f'best weights: {file}. Next: face_future predict FOLDER --weights {file}')
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-interval
 METRIC_WORDS = dict(
@@ -319,8 +325,8 @@ def say_figures(s: dict):
     "Print what the weights' settings `s` claim of the held-out images, a line a pair of sources."
     e = s['evaluation']
     typer.echo(
-        f'{e["images"]} held-out images, {e["unsure"]} more unsure; views {s["views"]}; '
-        f'{s["calibration"]["kind"]} calibration; '
+        f'{e["images"]} held-out images, {e["unsure"]} more unsure. Views {s["views"]}, '
+        f'{s["calibration"]["kind"]} calibration, '
         f'real below {s["lower_threshold"]:.3f}, fake from {s["threshold"]:.3f}'
     )
     for pair in dict.fromkeys(r['pair'] for r in e['figures']):
@@ -347,14 +353,14 @@ GUARANTEES = dict(
     ),
     max_miss=(
         float,
-        'Call real only what keeps the share of fakes so called below this, in every source; '
-        'what lies between is unsure.',
+        'Call real only what keeps the share of fakes so called below this, in every source. '
+        'What lies between is unsure.',
     ),
     miss_over=(
         str,
         '--max-miss holds in the worst source of fakes (worst) or on average over them (mean).',
     ),
-    photo_sources=(str, 'The sources that --max-fpr is about, with commas; default: all.'),
+    photo_sources=(str, 'The sources that --max-fpr is about, with commas (default: all).'),
     unseen=(
         Path,
         'Scores of left-out families (CSV of face_future left-out): --max-fpr and --max-miss '

@@ -29,7 +29,7 @@ def held_out_logits(model, dls) -> tuple:  # logits (fake minus real) and labels
 
 # %% ../nbs/parts/held_out.ipynb #h03-table
 def held_out_table(held, y, logit) -> pd.DataFrame:
-    "A row for each held-out image; `fake` is 1 or 0 in the data set's words."
+    "A row for each held-out image, where `fake` is 1 or 0 in the data set's words."
     return pd.DataFrame(
         dict(
             file=[printable(p.name) for p in held.files],

@@ -76,7 +76,7 @@ def write_left_out(scores: pd.DataFrame, file: str | Path) -> pd.DataFrame:  # t
 
 # %% ../nbs/parts/left_out.ipynb #p07l-read
 def _as_bools(column, name: str) -> pd.Series:
-    "True and False, as a table writes them; a `ValueError` for other words."
+    "True and False, as a table writes them. Raises a `ValueError` for other words."
     words = column.str.lower()
     if (odd := column[~words.isin(['true', 'false'])]).size:
         raise ValueError(f'{name} must be True or False, not {short(odd.iloc[0])!r}.')
@@ -84,12 +84,21 @@ def _as_bools(column, name: str) -> pd.Series:
 
 # %% ../nbs/parts/left_out.ipynb #p07l-numbers
 def _as_numbers(column, name: str) -> pd.Series:
-    "Numbers, nan where a cell is empty; a `ValueError` for words."
+    "Numbers, nan where a cell is empty. Raises a `ValueError` for words."
     numbers = pd.to_numeric(column, errors='coerce')
     odd = column[~np.isfinite(numbers) & (column != '')]
     if odd.size:
         raise ValueError(f'{name} must be a number, not {short(odd.iloc[0])!r}.')
     return numbers
+
+# %% ../nbs/parts/left_out.ipynb #p07l-typed
+def _typed(t: pd.DataFrame, name: str) -> pd.DataFrame:
+    "A table of text with its truth values and its numbers as such."
+    bools = {k: _as_bools(t[k], f'{name}: {k}') for k in ('fake', 'unseen')}
+    numbers = {k: _as_numbers(t[k], f'{name}: {k}') for k in {'logit', 'temperature'} & set(t)}
+    if 'temperature' in t and not (numbers['temperature'] > 0).all():
+        raise ValueError(f'{name}: temperature must be above 0 in every row.')
+    return t.assign(**bools, **numbers)
 
 # %% ../nbs/parts/left_out.ipynb #p07l-readleft
 def read_left_out(file: str | Path) -> pd.DataFrame:  # for `choose`
@@ -100,11 +109,7 @@ def read_left_out(file: str | Path) -> pd.DataFrame:  # for `choose`
         raise ValueError(
             f'{name} has no column {sorted(missing)}: face_future left-out makes such a table.'
         )
-    bools = {k: _as_bools(t[k], f'{name}: {k}') for k in ('fake', 'unseen')}
-    numbers = {k: _as_numbers(t[k], f'{name}: {k}') for k in {'logit', 'temperature'} & set(t)}
-    if 'temperature' in t and not (numbers['temperature'] > 0).all():
-        raise ValueError(f'{name}: temperature must be above 0 in every row.')
-    t = t.assign(**bools, **numbers)
+    t = _typed(t, name)
     return t[t.unseen & t.logit.notna() & t.unsure_reason.isin(['', *DOUBTS])].reset_index(
         drop=True
     )

@@ -42,7 +42,7 @@ def _by_value(ax, xy: np.ndarray, table: pd.DataFrame, by: str) -> None:
 
 # %% ../nbs/parts/maps.ipynb #t05-scatter
 def scatter(ax, xy: np.ndarray, table: pd.DataFrame, by: str = 'truth', legend: bool = True):
-    "One map (N × 2), coloured by a column of `Seen.table`; crosses are mistakes."
+    "One map (N × 2), coloured by a column of `Seen.table`. Crosses are mistakes."
     if by == 'confidence':
         _by_confidence(ax, xy, table)
     else:
@@ -75,7 +75,7 @@ def draw(
     width: float = 11,  # inches
     dpi: int = 130,  # dots an inch
 ) -> None:
-    "A row of maps for each perplexity: by class, by source, by confidence; its figures above it."
+    "A row of maps for each perplexity, by class, source and confidence, with its figures above."
     size = (width, 0.32 * width * len(planes) + 0.6)
     fig, axs = plt.subplots(
         len(planes), 3, figsize=size, dpi=dpi, squeeze=False, layout='constrained'

@@ -15,7 +15,7 @@ from scipy.stats import beta, binomtest, norm, rankdata
 
 # %% ../nbs/parts/metrics.ipynb #e07-auroc
 def auroc(y: ArrayLike, score: ArrayLike) -> float:
-    "Area under the ROC curve of N scores for 0/1 labels `y`; nan where a class is missing."
+    "Area under the ROC curve of N scores for 0/1 labels `y`, nan where a class is missing."
     y = np.asarray(y, bool)
     if y.all() or not y.any():
         return float('nan')
@@ -37,14 +37,14 @@ def delong(
             f'{m} fakes and {n} real ones: an AUROC with an interval needs two of each.'
         )
     ranks = rankdata(s, axis=1)
-    # K × m, the share of real ones below each fake; K × n, the share of fakes above each real one
+    # K × m: the share of real ones below each fake. K × n: the share of fakes above each real one.
     over = (ranks[:, y] - rankdata(s[:, y], axis=1)) / n
     under = 1 - (ranks[:, ~y] - rankdata(s[:, ~y], axis=1)) / m
     return over.mean(1), np.atleast_2d(np.cov(over)) / m + np.atleast_2d(np.cov(under)) / n
 
 # %% ../nbs/parts/metrics.ipynb #e07-error
 def auroc_error(y: ArrayLike, score: ArrayLike) -> float:
-    "Standard error of the AUROC (DeLong); nan where a class has fewer than two pictures."
+    "Standard error of the AUROC (DeLong), nan where a class has fewer than two pictures."
     if min(np.bincount(np.asarray(y, int), minlength=2)) < 2:
         return float('nan')
     return float(np.sqrt(max(delong(y, score)[1][0, 0], 0)))
@@ -57,7 +57,7 @@ def _one_sided(auc, n):
 
 # %% ../nbs/parts/metrics.ipynb #e07-interval
 def auroc_interval(y: ArrayLike, score: ArrayLike) -> tuple:  # AUROC, low, high
-    "AUROC with its 95 % interval (DeLong); low and high are nan where a class has fewer than two."
+    "AUROC with its 95 % interval (DeLong), which is nan where a class has fewer than two."
     auc = auroc(y, score)
     error = auroc_error(y, score)
     if np.isnan(error):
@@ -100,7 +100,7 @@ def _eer(tpr, fpr):
 
 # %% ../nbs/parts/metrics.ipynb #e07-ranked
 def _ranked(y, score, w) -> dict:
-    "Figures of the order of scores; nan where a class has no weight."
+    "Figures of the order of scores, nan where a class has no weight."
     if not 0 < w @ y < w.sum():
         return dict.fromkeys(RANKED, np.nan)
     tp, fp = curve(y, score, w)
@@ -115,7 +115,7 @@ def _ranked(y, score, w) -> dict:
 
 # %% ../nbs/parts/metrics.ipynb #e07-atthreshold
 def _thresholded(y, called, w) -> dict:
-    "Figures of the verdicts `called` (0 real, 1 fake); nan where there is nothing to count."
+    "Figures of the verdicts `called` (0 real, 1 fake), nan where there is nothing to count."
     with np.errstate(divide='ignore', invalid='ignore'):
         accuracy = w @ (called == y) / w.sum()
         recall = w @ (called * y) / (w @ y)
@@ -125,7 +125,7 @@ def _thresholded(y, called, w) -> dict:
 
 # %% ../nbs/parts/metrics.ipynb #e07-thresholded
 def _probabilistic(y, score, w) -> dict:
-    "Brier score and ECE; nan where scores are no probabilities."
+    "Brier score and ECE, nan where scores are no probabilities."
     if not len(score) or score.min() < 0 or score.max() > 1:
         return dict(brier=np.nan, ece=np.nan)
     return dict(brier=w @ (score - y) ** 2 / w.sum(), ece=ece(y, score, w))
@@ -133,10 +133,10 @@ def _probabilistic(y, score, w) -> dict:
 # %% ../nbs/parts/metrics.ipynb #e07-metricsfn
 def metrics(
     y: ArrayLike,  # N, 0 real and 1 fake
-    score: ArrayLike,  # N; for Brier and ECE a probability
+    score: ArrayLike,  # N, for Brier and ECE probabilities
     threshold: float,  # at or above it: fake
-    w: ArrayLike | None = None,  # N, how often each picture counts; None: once
-) -> dict:  # name of `METRICS` -> value; nan where a class is missing
+    w: ArrayLike | None = None,  # N, how often each picture counts (None: once)
+) -> dict:  # name of `METRICS` -> value, nan where a class is missing
     "All figures of one table of scores."
     y = np.asarray(y, float)
     score = np.asarray(score, float)
@@ -146,7 +146,7 @@ def metrics(
 
 # %% ../nbs/parts/metrics.ipynb #e07-units
 def units(n: int, group: ArrayLike | None = None) -> np.ndarray:  # N ints
-    "What is drawn or left out together: groups; images that name none stand alone."
+    "What is drawn or left out together: groups, and images that name none alone."
     if group is None:
         return np.arange(n)
     name = np.asarray(group).astype(str)
@@ -156,7 +156,7 @@ def units(n: int, group: ArrayLike | None = None) -> np.ndarray:  # N ints
 
 # %% ../nbs/parts/metrics.ipynb #e07-wilson
 def wilson(hits: ArrayLike) -> tuple:  # share, low, high
-    "Share of N independent yes-or-no answers, 95 % interval (Wilson 1927); nan where N is 0."
+    "Share of N independent yes-or-no answers, 95 % interval (Wilson 1927), nan where N is 0."
     hits = np.asarray(hits, bool)
     if not len(hits):
         return (float('nan'),) * 3
@@ -191,7 +191,7 @@ def bootstrap(
 
 # %% ../nbs/parts/metrics.ipynb #e07-percentiles
 def _percentiles(values) -> tuple:
-    "The middle 95 % of bootstrapped values; nan where there is none."
+    "The middle 95 % of bootstrapped values, nan where there is none."
     if not np.isfinite(values).any():
         return np.nan, np.nan
     return tuple(np.nanpercentile(values, [2.5, 97.5]))
@@ -233,7 +233,7 @@ def format_intervals(table: pd.DataFrame, digits: int = 3) -> pd.Series:  # of s
 
 # %% ../nbs/parts/metrics.ipynb #e07-scorefn
 def score(y: ArrayLike, logit: ArrayLike) -> dict:
-    "n, accuracy at logit 0 (Wilson) and AUROC (DeLong) with 95 % intervals; `y` is 0 or 1."
+    "n, accuracy at logit 0 (Wilson) and AUROC (DeLong), with 95 % intervals. `y` is 0 or 1."
     accuracy, acc_lo, acc_hi = wilson((np.asarray(logit) > 0) == np.asarray(y, bool))
     auc, auc_lo, auc_hi = auroc_interval(y, logit)
     accuracies = dict(accuracy=accuracy, acc_lo=acc_lo, acc_hi=acc_hi)
@@ -242,7 +242,7 @@ def score(y: ArrayLike, logit: ArrayLike) -> dict:
 # %% ../nbs/parts/metrics.ipynb #e07-meanfn
 def mean_interval(
     values: ArrayLike,  # N
-    group: ArrayLike | None = None,  # N: whose members are drawn together; None: each alone
+    group: ArrayLike | None = None,  # N: whose members are drawn together (None: each alone)
     rounds: int = 2000,
 ) -> tuple:  # mean, low, high
     "A mean with its 95 % bootstrap interval (percentile), over groups."
@@ -295,7 +295,7 @@ def _one_class(source, fake) -> tuple[list, list]:
 
 # %% ../nbs/parts/metrics.ipynb #e07-pairs
 def pairs(source: ArrayLike, fake: ArrayLike) -> list:  # of (name, mask N)
-    "What is compared: sources with both classes, else fakes with photographs; and `pooled`."
+    "What is compared: sources with both classes, else fakes with photographs, and `pooled`."
     source = np.asarray(source)
     fake = np.asarray(fake, bool)
     both = sorted(set(source[fake]) & set(source[~fake]))
@@ -327,7 +327,7 @@ def report(
     threshold: float,  # at or above it: fake
     rounds: int = 1000,  # of the bootstrap
 ) -> pd.DataFrame:  # pair, n_fake, n_real, metric, value, lo, hi, how
-    "Every figure of every pair; a `ValueError` where no image has a score."
+    "Every figure of every pair. Raises a `ValueError` where no image has a score."
     ok = table[table.score.notna()]
     if not len(ok):
         raise ValueError('None of the images has a score: there is nothing to measure.')

@@ -24,7 +24,7 @@ from .tta_inference import DOUBTS, Predictor
 
 # %% ../nbs/parts/pack.ipynb #k07e-half
 def halve(predictor: Predictor) -> float:  # the largest change of a logit
-    "Round the weights of a PyTorch `predictor` to 16 bits; `ValueError` where a logit moves."
+    "Round a PyTorch predictor's weights to 16 bits. Raises a `ValueError` where a logit moves."
     exact = predictor.model
     size = predictor.preprocess.size
     predictor.backend.model = copy.deepcopy(exact).half().float()
@@ -32,8 +32,13 @@ def halve(predictor: Predictor) -> float:  # the largest change of a logit
     with torch.inference_mode():
         gap = float((predictor.model(x) - exact(x)).abs().max())
     if not gap <= 0.05:
-        raise ValueError(f'Half precision would change the logits by {gap:.2f}; nothing written.')
+        raise ValueError(f'Half precision would change logits by {gap:.2f}. Nothing is written.')
     return gap
+
+# %% ../nbs/parts/pack.ipynb #k07e-sound
+def _sound(scores):
+    "The scored images without a quality issue."
+    return scores[scores.logit.notna() & scores.unsure_reason.isin(['', *DOUBTS])]
 
 # %% ../nbs/parts/pack.ipynb #k07e-held
 def held_out_settings(
@@ -48,7 +53,7 @@ def held_out_settings(
     if isinstance(unseen, (str, Path)):
         unseen = read_left_out(unseen)
     every = score_images(predictor, labels, progress=progress)
-    t = every[every.logit.notna() & every.unsure_reason.isin(['', *DOUBTS])]
+    t = _sound(every)
     chosen = choose(t.logit, t.fake, t.source, t.group, unseen=unseen, **guarantees)
     t = t.assign(score=calibrated(t.logit, chosen))
     views = ','.join(predictor.views)
@@ -57,7 +62,7 @@ def held_out_settings(
 
 # %% ../nbs/parts/pack.ipynb #k07e-settings
 def _read_card(file) -> dict:
-    "The words of a card; a `ValueError` if the JSON file holds anything else."
+    "The words of a card. Raises a `ValueError` if the JSON file holds anything else."
     words = read_json(file)
     if not isinstance(words, dict):
         raise ValueError(f'{Path(file).name} must hold an object, not {short(words)}.')

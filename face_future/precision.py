@@ -58,18 +58,18 @@ def verdict_side(
 def flipped(
     before: ArrayLike, after: ArrayLike, settings: dict, margin: float = 0.1
 ) -> np.ndarray:  # N bool
-    "Which verdicts go from real to fake or back; not those within `margin` of it before."
+    "Which verdicts go from real to fake or back, but for those that were within `margin` of it."
     steady = verdict_side(before - margin, settings) == verdict_side(before + margin, settings)
     return steady & (verdict_side(before, settings) * verdict_side(after, settings) < 0)
 
-# %% ../nbs/parts/precision.ipynb #e08-gatefn2
+# %% ../nbs/parts/precision.ipynb #prc-cases
 CASES = {
     'onnx': Onnx,
     'openvino': OpenVino,
     'openvino-bf16': partial(OpenVino, precision='bf16'),
 }
 
-
+# %% ../nbs/parts/precision.ipynb #e08-gatefn2
 def timed_logits(backend, x) -> tuple:  # N logits, processor time a crop in ms
     "The logits of N × 3 × S × S inputs, after a warm-up."
     backend(x[:8])

@@ -29,7 +29,7 @@ def ready(request: Request) -> dict:
     "What was tested, what is served, and how many slots are free."
     service = service_of(request)
     if LEAVING.is_set():
-        raise Problem(503, 'leaving', 'The service was told to stop; ask another one.')
+        raise Problem(503, 'leaving', 'The service was told to stop. Ask another one.')
     service.check()
     state = dict(
         status='ready',

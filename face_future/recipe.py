@@ -14,21 +14,21 @@ from dataclasses import dataclass
 # %% ../nbs/parts/recipe.ipynb #rcp-class
 @dataclass
 class Recipe:
-    "All choices of a training run; saved with the run, so that resuming can't mix two."
+    "All choices of a training run. They are saved with it, so that resuming can't mix two."
 
     arch: str = 'efficientnet_b4'  # the network, by its name in timm
     init: str = 'hub'  # `hub` (ImageNet's weights), a weights file, or `random`
     size: int = 128  # input side, pixels
-    start_size: int = 0  # input side of the first epoch, growing to `size` by mid-run; 0: no growth
+    start_size: int = 0  # input side of the first epoch, growing to `size` by mid-run (0: none)
     # How smaller crops are enlarged: `nearest`, `bilinear`, `bicubic`, `lanczos`.
     interpolation: str = 'bicubic'
-    crop: str = 'face'  # `face`: the largest face of each image; `whole`: the centre square
+    crop: str = 'face'  # `face` for the largest face of each image, `whole` for the centre square
     margin: float = 1.1  # side of a face's crop in units of the face's longer side
     augment: str = 'face'  # `face`, or, for whole pictures, `none`, `light`, `turns`, `web`
     # Corruptions that `face` leaves out, with commas:
     # colour, occlude, blur, rescale, noise, jpeg, last_blur.
     no_augment: str = ''
-    blends: float = 0.25  # share of the fakes that are self-blended photographs; with faces only
+    blends: float = 0.25  # share of the fakes that are self-blended photographs, with faces only
     # The encoder's and the decoder's file of an autoencoder, with a comma between (as options:
     # given twice). Training photographs then come in pairs with their reconstructions.
     latent_fakes: str = ''
@@ -36,21 +36,21 @@ class Recipe:
     latent_noise: float = 0.3  # noise in the latents, at most, in units of their spread
     # Share of the reconstructions that are pasted back into a region of the face only.
     latent_blended: float = 0.25
-    # At most so many photographs get a reconstruction, evenly over the sources; 0: all.
+    # At most so many photographs get a reconstruction, evenly over the sources (0: all).
     latent_pairs: int = 0
     leave_out: str = ''  # families or sources, with commas, kept from training and validation
-    balance: float = 0.5  # 0: sources by their size; 1: all the same
-    samples_per_epoch: int = 0  # images an epoch; 0: as many as there are
-    validation_samples: int = 0  # held-out images predicted after each epoch; 0: all
+    balance: float = 0.5  # from 0 (sources by their size) to 1 (all the same)
+    samples_per_epoch: int = 0  # images an epoch (0: as many as there are)
+    validation_samples: int = 0  # held-out images predicted after each epoch (0: all)
     # Weights files, or packaged names, with commas: the mean of their logits is taught beside
-    # the labels (distillation). They see the same crops, at their own size;
-    # a `margin` like theirs serves them best.
+    # the labels (distillation). They see the same crops, at their own size,
+    # and a `margin` like theirs serves them best.
     teachers: str = ''
     # A CSV with columns path and score, a probability of being fake in the labels' sense:
     # another detector's opinions of training images, taught beside their labels.
     opinions: str = ''
     teacher_share: float = 0.7  # share of the training loss that is the teachers' or the opinions'
-    cutmix: float = 0.0  # alpha of CutMix (Yun et al. 2019, arXiv:1905.04899); 0 is off
+    cutmix: float = 0.0  # alpha of CutMix (Yun et al. 2019, arXiv:1905.04899), where 0 is off
     epochs: int = 12  # of `samples_per_epoch` images each
     schedule: str = 'one_cycle'  # of the learning rate: `one_cycle`, or `flat` after a warm-up
     freeze_epochs: int = 0  # first epochs in which only the head and the batch norms learn
@@ -59,17 +59,17 @@ class Recipe:
     lr_ratio: float = 10.0  # the earliest stages learn this many times slower
     wd: float = 0.05  # decoupled weight decay
     smoothing: float = 0.1  # label smoothing
-    ema: float = 0.98  # decay of the moving average of the weights; 0 is off
+    ema: float = 0.98  # decay of the moving average of the weights, where 0 is off
     drop: float = 0.4  # dropout before the head
     drop_path: float = 0.2  # stochastic depth
     train_on_all: bool = False  # the held-out images too: the last run, once all is chosen
     seed: int = 42  # of order, augmentation, dropout (and of the split, if the labels have none)
     workers: int = 0  # processes that load images
 
-# %% ../nbs/parts/recipe.ipynb #rcp-help
+# %% ../nbs/parts/recipe.ipynb #rcp-field
 FIELD = re.compile(r'((?: +#[^\n]*\n)*) +(\w+): [^=\n]+ = (?:[^#\n]+)(?:# ([^\n]*))?\n')
 
-
+# %% ../nbs/parts/recipe.ipynb #rcp-help
 def meanings(recipe: type = Recipe) -> dict:  # name of a field -> a sentence
     "What each field of a dataclass means, by the comments in its source."
     found = {}
@@ -113,7 +113,7 @@ def check_used(recipe: Recipe):
         raise ValueError('--latent-fakes reconstructs faces: leave --whole-image away, or it.')
     if recipe.no_augment and recipe.augment != 'face':
         raise ValueError(
-            f'--no-augment {recipe.no_augment} leaves out corruptions of --augment face; '
+            f'--no-augment {recipe.no_augment} leaves out corruptions of --augment face, but '
             f'this run has --augment {recipe.augment}, so leave --no-augment away.'
         )
     if recipe.opinions and recipe.teachers:

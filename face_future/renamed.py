@@ -39,7 +39,7 @@ VIEWS = dict(seed='original')  # sets of views, as of `--views`
 
 # %% ../nbs/parts/renamed.ipynb #ren-fn
 def renamed(fields: Mapping, names: Mapping) -> dict:
-    "`fields` with the new ones of `names` (old -> new); where both are there, the new one counts."
+    "`fields` with the new ones of `names` (old -> new). Where both are there, the new one counts."
     out = {names.get(k, k): v for k, v in fields.items()}
     return {**out, **{k: v for k, v in fields.items() if k in names.values()}}
 
@@ -53,13 +53,13 @@ def notice(old: str, new: str, where: str = ''):
     "Say on standard error that a name is another one now."
     where = where and f'{where}: '
     print(
-        f'{where}{old} is now called {new}; the old name is read until version {UNTIL}.',
+        f'{where}{old} is now called {new}. The old name is read until version {UNTIL}.',
         file=sys.stderr,
     )
 
 # %% ../nbs/parts/renamed.ipynb #ren-newoption
 def _new_option(arg: str, before: str, known: Collection[str]) -> str:
-    "An argument of a command that has the options `known` by today's names; `before`: the last."
+    "An argument by today's names, for a command with the options `known`, after argument `before`."
     option, equals, value = arg.partition('=')
     new = OPTIONS.get(option)
     if new in known and option not in known:

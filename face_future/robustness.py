@@ -56,7 +56,7 @@ def _blurred(rgb, sigma):
 
 
 def _noisy(rgb, std):
-    "Gaussian noise; `std` is a share of the range of values."
+    "Gaussian noise, whose `std` is a share of the range of values."
     noise = np.random.default_rng(0).normal(0, 255 * std, rgb.shape)
     return (rgb + noise).round().clip(0, 255).astype(np.uint8)
 
@@ -113,7 +113,7 @@ def robustness(
     files: list,  # N paths
     source,
     is_fake,  # N each
-    corruptions: dict = None,  # name -> (function, strengths); None: `CORRUPTIONS`
+    corruptions: dict = None,  # name -> (function, strengths), by default `CORRUPTIONS`
 ) -> pd.DataFrame:  # corruption, level, pair, n, metric, value, lo, hi
     "AUROC, recall, false_alarms and unsure under each corruption (95 %: DeLong, Wilson)."
     source = np.asarray(source)

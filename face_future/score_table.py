@@ -15,23 +15,28 @@ import pandas as pd
 from .files import cell
 from .manifests import read_csv
 
-# %% ../nbs/parts/score_table.ipynb #p07s-numbers
-def to_numbers(column, name: str) -> pd.Series:
-    """Text to probabilities, decimal point or comma; nan where it is empty.
-
-    A `ValueError` for other words, and for what is not from 0 to 1."""
+# %% ../nbs/parts/score_table.ipynb #p07s-parsed
+def _parsed(column, name: str) -> pd.Series:
+    "Numbers, with decimal point or comma, nan where one is missing. Other words are an error."
     numbers = pd.to_numeric(column.str.replace(',', '.', regex=False), errors='coerce')
     odd = column[numbers.isna() & ~column.str.lower().isin(['', 'nan', 'none', 'null', 'na'])]
     if len(odd):
         raise ValueError(
-            f'{name}: {len(odd)} scores are not numbers, {odd.iloc[0]!r} for one; '
-            'leave those without a score empty.'
+            f'{name}: {len(odd)} scores are not numbers, {odd.iloc[0]!r} for one. '
+            'Leave those without a score empty.'
         )
-    numbers = numbers.replace([np.inf, -np.inf], np.nan)
+    return numbers.replace([np.inf, -np.inf], np.nan)
+
+# %% ../nbs/parts/score_table.ipynb #p07s-numbers
+def to_numbers(column, name: str) -> pd.Series:
+    """Text to probabilities, with decimal point or comma, nan where it is empty.
+
+    A `ValueError` for other words, and for what is not from 0 to 1."""
+    numbers = _parsed(column, name)
     beyond = column[(numbers < 0) | (numbers > 1)]
     if len(beyond):
         raise ValueError(
-            f'{name}: a score is a probability of being fake, from 0 to 1; {len(beyond)} are not, '
+            f'{name}: a score is a probability of being fake, from 0 to 1. {len(beyond)} are not, '
             f'{beyond.iloc[0]} for one. Turn logits into 1 / (1 + exp(-logit)) first.'
         )
     return numbers
@@ -41,7 +46,7 @@ VERDICTS = 'real', 'fake', 'unsure', ''  # '': none was given
 
 
 def to_verdicts(table: pd.DataFrame, name: str) -> pd.Series:
-    "Column `verdict` in lower case, '' where there is none; a `ValueError` for other words."
+    "Column `verdict` in lower case, '' for none. Raises a `ValueError` for other words."
     if 'verdict' not in table:
         return pd.Series('', table.index)
     words = table.verdict.str.lower()
@@ -55,7 +60,7 @@ def to_verdicts(table: pd.DataFrame, name: str) -> pd.Series:
 
 # %% ../nbs/parts/score_table.ipynb #e07-readfn
 def _as_written(path: str, written: set) -> str:  # written: the images, as `files.cell` has them
-    "The image that a table means by a path; it may be written as in Windows."
+    "The image that a table means by a path, which may be written as in Windows."
     spellings = path, cell(path), cell(path.replace('\\', '/'))
     return next((p for p in spellings if p in written), path)
 
@@ -72,10 +77,10 @@ def _check_table(got, name):
 
 # %% ../nbs/parts/score_table.ipynb #e07-readscores
 def read_scores(
-    file: str | Path,  # CSV with columns path and score; maybe verdict (real, fake, unsure)
+    file: str | Path,  # CSV with columns path and score, and maybe verdict (real, fake, unsure)
     rows: pd.DataFrame,  # a labels file's rows: path, …
 ) -> pd.DataFrame:  # `rows` with score (nan: missing) and verdict ('' where none was given)
-    "A score for each labelled image, matched by path; a `ValueError` for what can't be read."
+    "A score for each labelled image, by its path. Raises a `ValueError` for what can't be read."
     got = read_csv(file)
     name = Path(file).name
     _check_table(got, name)
@@ -90,7 +95,7 @@ def read_scores(
     out = rows.assign(written=written).merge(found, 'left', 'written').drop(columns='written')
     if len(out) and out.score.isna().all():
         raise ValueError(
-            f'{name}: no path with a score is among the images that are asked for; they look '
+            f'{name}: no path with a score is among the images that are asked for. They look '
             f'like {rows.path.iloc[0]!r}, and its own like {got.path.iloc[0]!r}.'
         )
     return out.assign(verdict=out.verdict.fillna(''))

@@ -12,6 +12,13 @@ import pandas as pd
 from .labels import Labels
 from .tta_inference import Predictor, predict_files
 
+# %% ../nbs/parts/scores.ipynb #p07s-said
+def _outcomes(predictor, files: list, progress: bool) -> list:  # of dicts
+    "What the predictor says of each file, in their order."
+    got, _ = predict_files(predictor, files, progress=progress)
+    by_path = {row['path']: row for row in got}
+    return [by_path.get(str(f), dict(unsure_reason='unreadable')) for f in files]
+
 # %% ../nbs/parts/scores.ipynb #e07-ours
 def score_images(
     predictor: Predictor,
@@ -19,11 +26,9 @@ def score_images(
     split: str = 'valid',  # `valid`, `train`, or empty: every image
     progress: bool = False,
 ) -> pd.DataFrame:  # the labels' columns, fake (bool), score (p_fake), logit, verdict, reason
-    "Predict labelled images, a row each; score and logit are nan where a file can't be read."
+    "Predict labelled images, a row each, with nan as score and logit where a file can't be read."
     labels = (labels if isinstance(labels, Labels) else Labels.load(labels)).part(split)
-    got, _ = predict_files(predictor, labels.files, progress=progress)
-    by_path = {row['path']: row for row in got}
-    rows = [by_path.get(str(f), dict(unsure_reason='unreadable')) for f in labels.files]
+    rows = _outcomes(predictor, labels.files, progress)
     return labels.rows.assign(
         fake=labels.is_fake,
         score=np.array([row.get('p_fake') for row in rows], float),

@@ -55,7 +55,7 @@ def _compare(kept: dict, found: dict, logit: float):
     graph = found.get('graph_sha256', kept.get('graph_sha256', ''))
     if kept.get('graph_sha256', '') != graph:
         raise _failed(
-            'the graph is not the one that was exported with these weights; export it anew.'
+            'the graph is not the one that was exported with these weights. Export it anew.'
         )
     if abs(kept['logit'] - logit) > 0.15:  # 16-bit arithmetic differs by some hundredths
         raise _failed('the network does not say what these weights said when they were exported.')

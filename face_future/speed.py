@@ -27,6 +27,7 @@ import pandas as pd
 import torch
 from onnx import helper
 
+# %% ../nbs/parts/speed.ipynb #v08b-ownimports
 from face_future.backends import (
     BACKENDS,
     BackendMissing,
@@ -134,7 +135,7 @@ def _timings(images, rounds) -> dict:
 def take_turns(
     cases: list[dict],  # made by `case`
     rounds: int = 5,
-    seconds: float = 1.0,  # for each case, each round; at least one call
+    seconds: float = 1.0,  # for each case, each round, and for at least one call
 ) -> pd.DataFrame:  # a row a case: its facts, per_s (median of the rounds) …, p95_ms, calls
     "Time all cases in turns."
     for c in cases:
@@ -174,7 +175,7 @@ def at_once(backend, x, streams: int):
 def backend_cases(
     name: str, file: str | Path, settings: dict, x, batches, gflop: float
 ) -> list[dict]:
-    "The network alone by one backend, in batches and on all cores at once; [] if it is not here."
+    "One backend's network alone, in batches and on all cores at once. Without the backend: []."
     try:
         one = make_backend(file, settings, name, 'cpu')
         many = make_backend(file, settings, name, 'cpu', streams=cpu_threads())
@@ -232,7 +233,7 @@ def network_cases(
 
 # %% ../nbs/parts/speed.ipynb #v18-peer-input
 def _peer_input(given, size):
-    "Name, shape without the batch, and type of a network's one input; open sides are `size`."
+    "Name, shape without the batch, and type of a network's one input. Open sides are `size`."
     if len(given) != 1 or len(given[0].shape) != 4 or 'float' not in given[0].type:
         raise ValueError('A peer takes one batch of pictures, as numbers of 32 or 16 bits.')
     sides = given[0].shape[1:]
@@ -246,7 +247,7 @@ def peer_cases(
     size: int = 224,  # pixels of a side that the file leaves open
     batches=(1, 8),
 ) -> list[dict]:
-    "Another detector's network alone, by ONNX Runtime; a `ValueError` if it can't be run so."
+    "Another detector's network alone. Raises a `ValueError` if ONNX Runtime can't run it."
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -304,7 +305,7 @@ def _synchronised(run, device):
 
 # %% ../nbs/parts/speed.ipynb #v08b-gpumodes
 def _modes(net, device) -> dict:
-    "How PyTorch can run a network; a CPU stands in for a GPU only in tests, eagerly."
+    "How PyTorch can run a network. A CPU stands in for a GPU only in tests, eagerly."
     if device == 'cpu':
         return dict(eager=net)
     graph = torch.compile(net, mode='reduce-overhead')
@@ -312,7 +313,7 @@ def _modes(net, device) -> dict:
 
 # %% ../nbs/parts/speed.ipynb #v08b-gpuwaysfn2
 def gpu_cases(model, size: int, device: str = 'cuda', batches=(1, 8, 64)) -> list[dict]:
-    "The network and its training on a GPU, in half precision, channels last; [] without a GPU."
+    "The network and its training on a GPU, in half precision, channels last. Without a GPU: []."
     if device == 'cuda' and not torch.cuda.is_available():
         return []
     half = torch.float16 if device == 'cuda' else torch.bfloat16
@@ -448,7 +449,7 @@ def folder_shares(
     files: list,
     n: int = 192,  # images: the files again and again
     rounds: int = 3,
-) -> list[dict]:  # backend; decode_ms, find_ms, network_ms; per_s, bare_per_s, kept
+) -> list[dict]:  # backend, decode_ms, find_ms, network_ms, per_s, bare_per_s, kept
     "What decoding, detection and the network take of a folder's processor time, in turns."
     many = [files[i % len(files)] for i in range(n)]
     predictors = _predictors(weights)
@@ -539,7 +540,7 @@ def layers(
     batch: int = 8,
     repeats: int = 10,
 ) -> pd.DataFrame:  # a row a kind: layers, ms (for one image, summed), gflop, share, gflop_s
-    "Where the time of a forward pass goes; `ImportError` without OpenVINO."
+    "Where the time of a forward pass goes. Raises an `ImportError` without OpenVINO."
     work = {k: iter(v) for k, v in conv_work(graph).items()}  # executed in the graph's order
     rest = 'the rest', 0
     rows = []
@@ -634,13 +635,13 @@ def run_bench(
     weights=None,  # a file, a packaged name, or None for the default
     rounds: int = 5,
     seconds: float = 1.0,  # for each case, each round
-    compiled: bool = False,  # also PyTorch compiled; takes a minute or two to begin with
-    out: str | Path | None = None,  # CSV to write; what goes with it lands beside it
+    compiled: bool = False,  # also PyTorch compiled, which takes a minute or two to begin with
+    out: str | Path | None = None,  # CSV to write (what goes with it lands beside it)
     width: int = 4000,  # longer side of the large pictures, pixels
     peer: str | Path | None = None,  # another detector, see `peer_cases`
     beside: str | Path | None = None,  # other weights of ours, see `beside_cases`
 ) -> pd.DataFrame:  # as from `take_turns`, and gflop (an image), gflop_s, share of the limit
-    "The benchmark: every case in turns; remembers the order of the backends, fastest first."
+    "The benchmark: time every case in turns, and remember the backends, fastest first."
     facts = machine()
     others = peer_cases(peer) if peer else []  # first: it may be wrong
     others += beside_cases(beside, files) if beside else []

@@ -32,7 +32,7 @@ def folder_images(
     folder: str | Path,
     recursive: bool = False,  # its sub folders too
 ) -> list:  # paths, in natural order
-    "The pictures of a folder (see `list_pictures`); a `FileNotFoundError` if there are none."
+    "The pictures of a folder (see `list_pictures`). Raises a `FileNotFoundError` if it has none."
     folder = Path(folder)
     listing = list_pictures(folder, recursive)
     if listing.files:
@@ -40,8 +40,8 @@ def folder_images(
     rest = f' (passed over: {listing.summary()})' if listing.passed_over else ''
     hint = ''
     if 'sub folder' in listing.passed_over:
-        hint = '; --recursive looks into its sub folders'
-    raise FileNotFoundError(f'{printable(folder)}: holds no images{rest}{hint}.')
+        hint = ' --recursive looks into its sub folders.'
+    raise FileNotFoundError(f'{printable(folder)}: holds no images{rest}.{hint}')
 
 # %% ../nbs/parts/submission.ipynb #p04b-indexed
 def indexed(
@@ -58,7 +58,7 @@ def indexed(
 
 # %% ../nbs/parts/submission.ipynb #p04b-csv
 def _csv(rows, columns) -> str:
-    "A table of these columns; what else a row holds is left out."
+    "A table of these columns. What else a row holds is left out."
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator='\n', extrasaction='ignore')
     writer.writeheader()
@@ -108,7 +108,7 @@ def write_predictions(
 
 # %% ../nbs/parts/submission.ipynb #p04b-entry
 def _entry(line):
-    "A line of the journal; None if a kill left only half of it."
+    "A line of the journal, or None if a kill left only half of it."
     try:
         return json.loads(line)
     except ValueError:
@@ -130,7 +130,7 @@ def journal_note(predictor) -> dict:
 
 # %% ../nbs/parts/submission.ipynb #p04b-readjournal
 def _read_journal(file, note, files):
-    "What a journal says of these files: path -> row; None unless it begins with this note."
+    "What a journal says of these files (path -> row), or None unless it begins with this note."
     try:
         first, *lines = file.read_text(encoding='utf-8', errors='replace').splitlines()
     except (OSError, ValueError):
@@ -139,6 +139,24 @@ def _read_journal(file, note, files):
         return None
     known = dict(e for e in map(_entry, lines) if isinstance(e, list))
     return {f: known[k] for f in files if (k := file_key(f)) in known}
+
+# %% ../nbs/parts/submission.ipynb #p04b-stopped
+def _stopped(journal: Path, e: OSError) -> OSError:
+    "What stopped a run, with what is left of it."
+    return OSError(
+        f'{printable(journal.parent)}: {e.strerror or e}. What was predicted until then is '
+        'kept there, and the same command goes on with it.'
+    )
+
+# %% ../nbs/parts/submission.ipynb #p04b-append
+def _append(journal: Path, rows):
+    "Add rows to a journal, a line a picture."
+    lines = [json.dumps([file_key(row['path']), row]) + '\n' for row in rows]
+    try:
+        with journal.open('a', encoding='utf-8') as f:
+            f.write('\n' + ''.join(lines))  # a kill may have left half a line
+    except OSError as e:
+        raise _stopped(journal, e) from None
 
 # %% ../nbs/parts/submission.ipynb #p04-journal
 class Journal:
@@ -154,25 +172,17 @@ class Journal:
         return self.start() if known is None else known
 
     def start(self) -> dict:
-        "Begin anew; nothing is known."
+        "Begin anew, with nothing known."
         write_set({self.file: json.dumps(self.note) + '\n'})
         return {}
 
     def add(self, rows):
-        "Keep some more rows; an `OSError` says that the earlier ones are safe."
-        lines = [json.dumps([file_key(row['path']), row]) + '\n' for row in rows]
-        try:
-            with self.file.open('a', encoding='utf-8') as f:
-                f.write('\n' + ''.join(lines))  # a kill may have left half a line
-        except OSError as e:
-            raise self.kept(e) from None
+        "Keep some more rows. An `OSError` says that the earlier ones are safe."
+        _append(self.file, rows)
 
     def kept(self, e: OSError) -> OSError:
         "What stopped a run, with what is left of it."
-        return OSError(
-            f'{printable(self.file.parent)}: {e.strerror or e}; what was predicted until then is '
-            'kept there, and the same command goes on with it.'
-        )
+        return _stopped(self.file, e)
 
     def done(self):
         self.file.unlink(missing_ok=True)
@@ -182,7 +192,7 @@ MANY = 1000  # values that are put in order to show a few
 
 
 def _read_rows(file) -> list:
-    "The rows of a submission; a `ValueError` says why it is none."
+    "The rows of a submission. A `ValueError` says why it is none."
     rows = read_json(file)
     listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
     if not listed or not all({'index', 'prediction'} <= row.keys() for row in rows):
@@ -191,7 +201,7 @@ def _read_rows(file) -> list:
 
 
 def _some(values) -> str:
-    "A few of these values, in natural order; of very many, of the shortest."
+    "A few of these values, in natural order, and of very many the shortest."
     if len(values) > MANY:
         values = nsmallest(MANY, map(str, values), key=len)
     first = nsmallest(5, values, key=lambda x: natural_key(str(x)))
@@ -268,7 +278,7 @@ def check_submission(
     file: str | Path,  # a submission: a JSON list of {index, prediction}
     folder: str | Path,  # the images it is for
     recursive: bool = False,  # with its sub folders, as in `predict --recursive`
-) -> list:  # sentences, one a problem; empty when all is well
+) -> list:  # sentences, one a problem, and none when all is well
     "Check a submission against its folder."
     try:
         rows = _read_rows(file)

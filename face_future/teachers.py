@@ -28,7 +28,7 @@ TEMPERATURE = 2.0  # by which both logits are divided
 
 
 def distillation_loss(logit, taught, temperature: float = TEMPERATURE):
-    "Mean divergence of the pupil's logits N from those of its teachers N; 0 where they agree."
+    "Mean divergence of the pupil's logits N from those of its teachers N, 0 where they agree."
     p = torch.sigmoid(taught / temperature)
     gap = F.binary_cross_entropy_with_logits(logit / temperature, p)
     least = F.binary_cross_entropy_with_logits(taught / temperature, p)
@@ -68,7 +68,7 @@ def load_teachers(
     preprocess: Preprocess,  # of the pupil
     fake_means: str,  # of the labels
 ) -> list:  # of `Teacher`
-    "The teachers of a run; a `ValueError` for one that teaches something else."
+    "The teachers of a run. Raises a `ValueError` for one that teaches something else."
     teachers = [Teacher(name, preprocess) for name in names.split(',') if name]
     for teacher in teachers:
         name, means = teacher.settings['name'], teacher.settings['fake_means']
@@ -100,7 +100,7 @@ def read_opinions(
     file: str | Path,  # CSV with columns path and score, a probability of being fake
     rows,  # of the training images: path, …
 ) -> torch.Tensor:  # N logits, nan where the file has no score
-    "What a file says of each training image; a `ValueError` for what can't be read."
+    "What a file says of each training image. Raises a `ValueError` if it can't be read."
     try:
         p = read_scores(file, rows).score.clip(0.001, 0.999)
     except ValueError as e:
@@ -116,7 +116,7 @@ class Opinions(Callback):
         self.share = share
 
     def drawn(self):
-        "The opinions of this batch; nan for a blend or a reconstruction."
+        "The opinions of this batch, nan for a blend or a reconstruction."
         start = self.iter * self.dl.bs
         order = torch.tensor(self.dl.order[start : start + len(self.x)])
         known = self.logits[order % len(self.logits)]

@@ -17,14 +17,14 @@ from .latent import Autoencoder, PairSettings, make_pairs
 
 # %% ../nbs/parts/training_rows.ipynb #w03-faces
 def _issue(found):
-    "Why the faces found in an image (or None) are of no use for training; empty: they are."
+    "Why the faces found in an image (or None) are of no use for training, or '' if they are."
     if found is None:
         return 'could not be read'
     return found[0].quality_issue if found else 'no_face'
 
 # %% ../nbs/parts/training_rows.ipynb #w03-withfaces
 def with_faces(rows: pd.DataFrame, files: list, progress: bool = True):
-    "`rows` with a column `face`, the largest of each image; without images that have none."
+    "`rows` with a column `face`, the largest of each image, and without images that have none."
     found = list(find_faces(files, progress=progress))
     issues = pd.Series([_issue(f) for f in found], rows.index, dtype=object)
     for issue, n in issues[issues != ''].value_counts().items():
@@ -65,7 +65,7 @@ def with_pairs(rows: pd.DataFrame, labels, recipe, progress: bool = True):
 
 # %% ../nbs/parts/training_rows.ipynb #w03-rows
 def _readable(rows, files, progress):
-    "The rows whose files can be read; the others are printed."
+    "The rows whose files can be read. The others are printed."
     bad = check_images(files, progress=progress)
     for why in bad.values():
         print(f'left out: {why}')
@@ -85,14 +85,14 @@ def get_rows(labels, recipe, progress: bool = True):
 
 # %% ../nbs/parts/training_rows.ipynb #t03-classes
 def check_classes(rows: pd.DataFrame):
-    "A `ValueError` if a class is missing; a printed sentence if no AUROC can compare the epochs."
+    "Raise a `ValueError` if a class is missing. Say so if no AUROC can compare the epochs."
     learn = set(rows.label[rows.split == 'train'])
     held = set(rows.label[rows.split == 'valid'])
     if missing := [w for w in CLASSES if w not in learn]:
         raise ValueError(
             f'Among the images to learn from none is {" or ".join(missing)}: '
             'it takes both classes. face_future labels --valid-pct sets how many '
-            'are held out; --train-on-all trains on these too.'
+            'are held out, and --train-on-all trains on these too.'
         )
     if len(held) == 1:
         print(
