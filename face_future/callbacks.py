@@ -84,7 +84,7 @@ class ProgressiveResize(Callback):
 
 # %% ../nbs/parts/callbacks.ipynb #t03-emacb
 class EMA(Callback):
-    "Exponential moving average of weights and buffers; swapped in for validation."
+    "Exponential moving average of weights and buffers, swapped in for validation."
 
     order = 60
 
@@ -114,7 +114,7 @@ WARM_UP = 0.05  # share of the steps of a flat schedule in which the rate rises
 
 
 def fit_flat(learn, epochs: int, rates: slice, start_epoch: int = 0):
-    "Train at a constant learning rate after a linear warm-up; the moving average settles."
+    "Train at a constant learning rate after a linear warm-up, so that the moving average settles."
     if learn.opt is None:
         learn.create_opt()
     learn.opt.set_hyper('lr', rates)
@@ -251,7 +251,7 @@ def epoch_line(row: dict, epochs: int) -> str:  # row: of `Checkpoint.row`
     "What there is to say of an epoch, in a line."
     names = ('train_loss', 'valid_loss', 'accuracy', 'auroc')
     figures = [f'{k} {row[k]:.4f}' for k in names if k in row]
-    return f'epoch {row["epoch"] + 1} of {epochs}: {", ".join(figures)}; {row["seconds"]:.0f} s'
+    return f'epoch {row["epoch"] + 1} of {epochs}: {", ".join(figures)} ({row["seconds"]:.0f} s)'
 
 
 class EpochLines(Callback):
@@ -304,7 +304,7 @@ _DAMAGED = (
 
 # %% ../nbs/parts/callbacks.ipynb #k03-readfn
 def read_checkpoint(file: str | Path, device: str = 'cpu') -> dict:
-    "A checkpoint's parts, none of its code run; a `ValueError` if the file is damaged."
+    "A checkpoint's parts, none of its code run, or a `ValueError` if the file is damaged."
     advice = 'delete it to start anew, or choose another --out.'
     try:
         c = torch.load(file, map_location=device, weights_only=True)
@@ -343,7 +343,7 @@ def _check_same_run(c, recipe, fingerprint, folder):
 # %% ../nbs/parts/callbacks.ipynb #k03-loadfn
 @patch
 def load(self: Checkpoint, learn, file: str | Path) -> int:  # the epoch to go on with
-    "Put a checkpoint back into `learn`; a `ValueError` if it is of another run."
+    "Put a checkpoint back into `learn`. A `ValueError` says that it is of another run."
     device = learn.dls.device
     _check_best(file.parent)
     c = read_checkpoint(file, device)

@@ -74,7 +74,7 @@ def get_loaders(
     preprocess: Preprocess,
     fake_means: str = 'generated',
 ) -> DataLoaders:
-    "fastai loaders of inputs N × 3 × S × S and labels N; `validation_samples` of the held-out."
+    "fastai loaders of inputs N × 3 × S × S and labels N, with `validation_samples` held-out ones."
     learn = rows[rows.split == 'train'].reset_index(drop=True)
     blends = recipe.blends if recipe.crop == 'face' and fake_means == 'generated' else 0.0
     train_set = get_set(learn, root, recipe, preprocess, recipe.augment)

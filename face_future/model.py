@@ -30,16 +30,16 @@ _all_ = [fit_state, grow, read_state]  # parts/tensors', offered here too
 
 # %% ../nbs/02_model.ipynb #m02-checkarch
 def _check_arch(arch: str):
-    "A `WeightsError` for a name that timm itself doesn't have; of other places none is fetched."
+    "A `WeightsError` for a name that timm itself doesn't have: none is fetched from other places."
     if not timm.is_model(arch.partition('.')[0]):
         raise WeightsError(
-            f'{short(arch)}: timm {timm.__version__} has no network of that name; '
+            f'{short(arch)}: timm {timm.__version__} has no network of that name. '
             'timm.list_models() gives those it has.'
         )
 
 # %% ../nbs/02_model.ipynb #m02-fromtimm
 def _from_timm(arch: str, weights, classes: int, kwargs: dict) -> nn.Module:
-    "A timm network; a `WeightsError` if the hub can't be reached."
+    "A timm network, or a `WeightsError` if the hub can't be reached."
     _check_arch(arch)
     try:
         return timm.create_model(arch, num_classes=classes, pretrained=weights == 'hub', **kwargs)
@@ -59,7 +59,7 @@ def create_model(
     classes: int = 2,  # outputs: real, fake
     **kwargs,  # on to timm: drop_rate, drop_path_rate, …
 ) -> nn.Module:  # images N × 3 × S × S -> logits N × 2
-    "A timm network whose head starts at zero; a `WeightsError` if its weights can't be had."
+    "A timm network whose head starts at zero, or a `WeightsError` if its weights can't be had."
     model = _from_timm(arch, weights, classes, kwargs)
     head = model.get_classifier()
     if isinstance(head, nn.Linear):
@@ -98,7 +98,7 @@ def _layer_groups(model: nn.Module) -> list[list[nn.Module]]:
 
 # %% ../nbs/02_model.ipynb #m02-split
 def split_params(model: nn.Module) -> list[list[nn.Parameter]]:
-    "Three lists of parameters for three learning rates; each parameter is in one of them."
+    "Three lists of parameters for three learning rates. Each parameter is in one of them."
     seen = set()
     groups = []
     for layers in reversed(_layer_groups(model)):  # the classifier first, so that it is there only
@@ -112,10 +112,10 @@ def split_params(model: nn.Module) -> list[list[nn.Parameter]]:
 def save_weights(
     model: nn.Module | dict,  # or a state dict
     settings: Mapping,  # a `ModelConfig`, or a dict that makes one
-    file: str | Path,  # `.safetensors`; written to a temporary name and moved into place
+    file: str | Path,  # `.safetensors`, written to a temporary name and moved into place
     half: bool = False,  # 16-bit floats: half the size, logits equal to about 1e-2
 ) -> None:
-    "Write weights and settings as one file; a `WeightsError` if the settings won't do."
+    "Write weights and settings as one file. Settings that won't do are a `WeightsError`."
     note = json.dumps(as_config(settings).note(), sort_keys=True)
     state = model.state_dict() if isinstance(model, nn.Module) else model
     if half:
@@ -128,7 +128,7 @@ def load_weights(
     file: str | Path,  # with settings inside, or a bare state dict (timm's or torchvision's)
     settings: Mapping | None = None,  # for a bare state dict: what it lacks (see `complete`)
 ) -> tuple[nn.Module, ModelConfig]:  # the model in eval mode
-    "The network and its settings; a `WeightsError` says what is wrong."
+    "The network and its settings, or a `WeightsError` that says what is wrong."
     state, inside = read_state(file)
     config = complete(file, inside, settings)
     _check_arch(config.arch)
@@ -138,7 +138,7 @@ def load_weights(
 
 # %% ../nbs/02_model.ipynb #m02-head
 def linear_head(model: nn.Module) -> nn.Linear | None:
-    "The classifier, if the map ends in pooling and one linear layer; else None."
+    "The classifier, if the map ends in pooling and one linear layer, else None."
     head = model.get_classifier()
     pooled = hasattr(model, 'global_pool') and hasattr(model, 'conv_stem')
     return head if pooled and isinstance(head, nn.Linear) else None

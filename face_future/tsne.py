@@ -29,7 +29,7 @@ def plane(
     perplexity: float = 30,  # must be below N/3
     seed: int = 0,
 ) -> np.ndarray:  # N × 2, float32
-    "t-SNE (van der Maaten and Hinton 2008) after PCA to 50; a `ValueError` for too few pictures."
+    "t-SNE (van der Maaten and Hinton 2008) after PCA to 50. Too few pictures are a `ValueError`."
     if len(features) <= 3 * perplexity:
         raise ValueError(
             f'{len(features)} pictures are too few for a perplexity of {perplexity:g}: '
