@@ -479,11 +479,13 @@ class FaceSet(ImageSet):
         rgb = self.augmented(rgb, face, kind, j)
         return torch.from_numpy(self.preprocess(rgb)), torch.tensor(label)
 
-    def read(self, kind, j):
-        "Image j and its `Face`, or of its pair the photograph (kind 2) or the reconstruction (3)."
-        if kind > 1:
-            return self.pairs[j].read(kind == 3)
-        return read_rgb(self.files[j]), self.faces[j]
+# %% ../nbs/parts/augment.ipynb #a01c-faceread
+@patch
+def read(self: FaceSet, kind, j):
+    "Image j and its `Face`, or of its pair the photograph (kind 2) or the reconstruction (3)."
+    if kind > 1:
+        return self.pairs[j].read(kind == 3)
+    return read_rgb(self.files[j]), self.faces[j]
 
 # %% ../nbs/parts/augment.ipynb #a01c-facecrop
 @patch

@@ -100,6 +100,16 @@ def usable_device(name: str = None):
             'Choose --device cpu, or leave it out.'
         ) from None
 
+# %% ../nbs/parts/backends.ipynb #b04b-networkon
+def _network_on(device, file: str | Path, settings):
+    "The network of a weights file on a device, in the layout in which its arithmetic is fastest."
+    import torch
+
+    from face_future.model import load_weights
+
+    model, *_ = load_weights(file, settings)
+    return model.to(device, memory_format=torch.channels_last)
+
 # %% ../nbs/parts/backends.ipynb #b04b-torch
 class Torch:
     "PyTorch: on a GPU with half-precision arithmetic, channels last, or on the CPU."
@@ -111,13 +121,8 @@ class Torch:
         if Path(file).suffix == '.onnx':
             graph = Path(file).name
             raise BackendMissing(f'{graph} is a graph: PyTorch runs .safetensors and .pth files.')
-        import torch
-
-        from face_future.model import load_weights
-
         self.device = usable_device(device)
-        model, *_ = load_weights(file, settings)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = _network_on(self.device, file, settings)
 
     def __call__(self, x: np.ndarray):
         "Batch -> logit, features, map or None."

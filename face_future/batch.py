@@ -41,15 +41,20 @@ from .tta_inference import Predictor, file_evidence, get_views, predict_files
 ON_THEIR_WAY = 16  # pictures fetched at a time
 WAITING = 64  # pictures fetched and not yet read, at most
 
+# %% ../nbs/parts/batch.ipynb #ba1-readonce
+def _read_once(address: str) -> bytes:
+    "At most a byte more than a picture may have, from an address."
+    import fsspec
+
+    with fsspec.open(address, 'rb') as f:
+        return f.read(LARGEST_FILE + 1)
+
 # %% ../nbs/parts/batch.ipynb #ba1-fetchfn
 def fetch(address: str, tries: int = 3) -> bytes:
     "The bytes at an address, or an `OSError` that says why there are none."
-    import fsspec
-
     for k in range(tries):
         try:
-            with fsspec.open(address, 'rb') as f:
-                data = f.read(LARGEST_FILE + 1)
+            data = _read_once(address)
             break
         except FileNotFoundError:
             raise OSError(2, 'there is no such picture') from None
@@ -240,10 +245,10 @@ class Actor:
         done = [predict_shard(self.predictor, self.plan, str(s)) for s in batch['shard']]
         return {k: [d[k] for d in done] for k in ('shard', 'pictures', 'errors')}
 
-# %% ../nbs/parts/batch.ipynb #ba1-share
+# %% ../nbs/parts/batch.ipynb #ba1-group
 GROUP = 4  # cores that share a predictor, unless --workers says how many there are
 
-
+# %% ../nbs/parts/batch.ipynb #ba1-share
 def share(
     cpus: int,
     gpus: int,
@@ -307,6 +312,21 @@ def _whole(out) -> str:
     "The full name of a place for results: an actor's working folder is another."
     return str(out) if '://' in str(out) else str(Path(out).absolute())
 
+# %% ../nbs/parts/batch.ipynb #ba1-refusefn
+def _refuse_early(options: dict, note: dict, workers: int = None) -> None:
+    "Raise what can't work on this machine, before Ray has started."
+    candidates(options['weights'], note['weights'], options.get('backend'), options.get('device'))
+    share(os.cpu_count(), 0, workers)
+
+# %% ../nbs/parts/batch.ipynb #ba1-planned
+def _planned(out: str, source, recursive: bool, shard: int, note: dict) -> Plan:
+    "The plan in `out`, with all that the source has by now."
+    plan = Plan(out)
+    rows = source_rows(source, recursive)
+    check_note(plan.store, note)
+    extend_plan(plan, rows, shard)
+    return plan
+
 # %% ../nbs/parts/batch.ipynb #ba1-run
 def predict_on_ray(
     source,  # see `source_rows`
@@ -324,14 +344,9 @@ def predict_on_ray(
     check_packages()
     options, note = _options(**options)
     if not address:  # the machines of a cluster have devices of their own
-        given = options.get('backend'), options.get('device')
-        candidates(options['weights'], note['weights'], *given)
-        share(os.cpu_count(), 0, workers)  # refuses too many before Ray has started
+        _refuse_early(options, note, workers)
     out = _whole(out)
-    plan = Plan(out)
-    rows = source_rows(source, recursive)
-    check_note(plan.store, note)
-    extend_plan(plan, rows, shard)
+    plan = _planned(out, source, recursive, shard, note)
     shards = plan.shards()
     todo = [s for s in shards if s not in (there := finished(plan))]
     if there:

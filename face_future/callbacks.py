@@ -186,7 +186,7 @@ def save_torch(obj, file: str | Path):
     torch.save(obj, b)
     atomic_write(file, b.getvalue())
 
-
+# %% ../nbs/parts/callbacks.ipynb #t03-plainopt
 def plain_opt(opt):
     "The optimizer's state in plain types, so that it loads without unpickling."
     return dict(
@@ -207,10 +207,6 @@ class Checkpoint(Callback):
         self.log = []
         self.first = 0  # epoch to go on with
 
-    @property
-    def ema(self):
-        return getattr(self.learn, 'ema', None)
-
     def before_epoch(self):
         self.start = time.time()
         self.losses = []
@@ -225,6 +221,12 @@ class Checkpoint(Callback):
         self.log = [*self.log, self.row()]
         if is_first():
             self.write()
+
+# %% ../nbs/parts/callbacks.ipynb #t03-keepema
+@patch(as_prop=True)
+def ema(self: Checkpoint):
+    "The callback that averages the weights, or None."
+    return getattr(self.learn, 'ema', None)
 
 # %% ../nbs/parts/callbacks.ipynb #t03-keepparts
 @patch
@@ -253,7 +255,7 @@ def epoch_line(row: dict, epochs: int) -> str:  # row: of `Checkpoint.row`
     figures = [f'{k} {row[k]:.4f}' for k in names if k in row]
     return f'epoch {row["epoch"] + 1} of {epochs}: {", ".join(figures)} ({row["seconds"]:.0f} s)'
 
-
+# %% ../nbs/parts/callbacks.ipynb #k15-epochlines
 class EpochLines(Callback):
     "Print a line an epoch, at once."
 

@@ -34,13 +34,13 @@ def spread(
     "A map enlarged to the crop it belongs to. Each cell's middle keeps its place."
     return cv2.resize(np.asarray(cam, np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
 
-# %% ../nbs/parts/heatmaps.ipynb #h05-colourfn
+# %% ../nbs/parts/heatmaps.ipynb #h05-colours
 FAKE_COLOUR = np.float32([213, 94, 0])  # vermillion, of Okabe and Ito
 REAL_COLOUR = np.float32([0, 114, 178])  # blue, of the same
 FULL = 10.0  # logits from the turning point at which the colour is strongest, in API and CLI
 STRENGTH = 0.65  # of the strongest colour, 0 to 1
 
-
+# %% ../nbs/parts/heatmaps.ipynb #h05-colourfn
 def colour(
     cam: np.ndarray,  # h × w, in logits
     size: int,  # of the crop, pixels

@@ -52,6 +52,14 @@ def _from_timm(arch: str, weights, classes: int, kwargs: dict) -> nn.Module:
             'from a file (--init FILE), or from nothing, by name (--init random).'
         ) from error
 
+# %% ../nbs/02_model.ipynb #m02-zerofn
+def _zero_head(model: nn.Module) -> None:
+    "Zero the last layer, if it is a linear one: both outputs are alike to begin with."
+    head = model.get_classifier()
+    if isinstance(head, nn.Linear):
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+
 # %% ../nbs/02_model.ipynb #m02-createmodel
 def create_model(
     arch: str = 'efficientnet_b4',  # any timm name
@@ -61,10 +69,7 @@ def create_model(
 ) -> nn.Module:  # images N × 3 × S × S -> logits N × 2
     "A timm network whose head starts at zero, or a `WeightsError` if its weights can't be had."
     model = _from_timm(arch, weights, classes, kwargs)
-    head = model.get_classifier()
-    if isinstance(head, nn.Linear):
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+    _zero_head(model)
     if weights not in ('hub', 'random'):
         state = read_state(find_weights(weights))[0]
         fit_state(model, state, Path(weights).name, head=False)
@@ -108,6 +113,11 @@ def split_params(model: nn.Module) -> list[list[nn.Parameter]]:
     groups[1] += [p for p in model.parameters() if id(p) not in seen]  # kept outside all layers
     return groups[::-1]
 
+# %% ../nbs/02_model.ipynb #m02-halvedfn
+def _halved(state: Mapping) -> dict:
+    "A state dict whose floats have 16 bits."
+    return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+
 # %% ../nbs/02_model.ipynb #m02-save
 def save_weights(
     model: nn.Module | dict,  # or a state dict
@@ -119,7 +129,7 @@ def save_weights(
     note = json.dumps(as_config(settings).note(), sort_keys=True)
     state = model.state_dict() if isinstance(model, nn.Module) else model
     if half:
-        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        state = _halved(state)
     state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     atomic_write(file, save(state, {'face_future': note}))
 

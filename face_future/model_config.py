@@ -62,9 +62,10 @@ def find_weights(
 
 # %% ../nbs/parts/model_config.ipynb #m02-settings
 def _objects(value) -> bool:
+    "A list of objects."
     return isinstance(value, (list, tuple)) and all(isinstance(v, Mapping) for v in value)
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-curvefn
 def _curve(value) -> bool:
     "A temperature, or the corners of a curve."
     if not isinstance(value, Mapping) or value.get('kind') != 'isotonic':
@@ -72,12 +73,12 @@ def _curve(value) -> bool:
     x, y = value.get('logit'), value.get('p_fake')
     return are_numbers(x) and are_numbers(y) and len(x) == len(y)
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-figuresfn
 def _figures(value) -> bool:
     "A list of figures, as early files keep it, or what was measured, with the list in it."
     return _objects(value.get('figures', []) if isinstance(value, Mapping) else value)
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-manyfn
 def _many(value) -> bool:
     "The table of `threshold_for`, or nothing."
     if not isinstance(value, Mapping):
@@ -167,9 +168,23 @@ class _Settings(Mapping):
     def __len__(self) -> int:
         return len(self._known())
 
+# %% ../nbs/parts/model_config.ipynb #s01d-outputs
+class _Outputs(_Settings):
+    "Settings that know what the outputs of the network mean."
+
+    @property
+    def sign(self) -> float:
+        "Second output minus first, times this, is the logit in the world's sense."
+        inverted = (self.fake_means == 'photograph') != (self.classes == ['fake', 'real'])
+        return -1.0 if inverted else 1.0
+
+    def calibrated(self, logit) -> np.ndarray:
+        "See the function `calibrated`."
+        return calibrated(logit, self)
+
 # %% ../nbs/parts/model_config.ipynb #s01d-configfn
 @dataclass(frozen=True, eq=False)
-class ModelConfig(_Settings):
+class ModelConfig(_Outputs):
     "How to feed a network and how to read its outputs."
 
     arch: str  # a timm name
@@ -190,16 +205,6 @@ class ModelConfig(_Settings):
     def stamp(self) -> str:
         "Name and short checksum of the weights file, as captions name it: `faces a1e0b663729c`."
         return f'{Path(self.name).stem} {self.sha256[:12]}'
-
-    @property
-    def sign(self) -> float:
-        "Second output minus first, times this, is the logit in the world's sense."
-        inverted = (self.fake_means == 'photograph') != (self.classes == ['fake', 'real'])
-        return -1.0 if inverted else 1.0
-
-    def calibrated(self, logit) -> np.ndarray:
-        "See the function `calibrated`."
-        return calibrated(logit, self)
 
     def note(self) -> dict:
         "What a weights file keeps: all that is known, but for the file's own name and checksum."

@@ -154,10 +154,7 @@ class Predictor(LoadedWeights):
             cam = self.sign * mean_map(cam, self.views)
         return make_prediction(crops, view_logits, features[: len(x)], cam, self.settings)
 
-    def __call__(
-        self,
-        images,  # one picture or several, see `picture_list`
-    ) -> Prediction:
+    def __call__(self, images) -> Prediction:  # images: one or several, see `picture_list`
         "Predict a few pictures at once, or raise an `ImageError` if one can't be read."
         return self.predict([self.detect(as_pixels(i)) for i in picture_list(images)])
 
