@@ -170,7 +170,7 @@ def interactive(
 
 # %% ../nbs/parts/atlas.ipynb #a05-fitting
 def _fitting(perplexities, n: int) -> list[float]:
-    "Those perplexities that `n` pictures are enough for; a `ValueError` if there are none."
+    "Those perplexities that `n` pictures are enough for, or a `ValueError` if there are none."
     fit = [p for p in perplexities if 3 * p < n]
     if not fit:
         raise ValueError(f'{n} pictures are too few for a map at perplexity {min(perplexities):g}.')

@@ -28,7 +28,7 @@ from .shortcuts import probe, spectrum
 
 # %% ../nbs/parts/augment.ipynb #a01c-light
 def _light(level):
-    "The transforms that every level shares; `turns` has all eight symmetries of a square."
+    "The transforms that every level shares. Only `turns` has all eight symmetries of a square."
     return [
         A.D4(p=1) if level == 'turns' else A.HorizontalFlip(p=0.5),
         A.Affine(
@@ -68,7 +68,7 @@ def augmentations(
 
 # %% ../nbs/parts/augment.ipynb #d01-seedfn
 def seed_each(augment, seed: int):  # an albumentations transform, or a composition of them
-    "Seed every transform of a composition by itself; the same seed gives the same picture."
+    "Seed every transform of a composition by itself. The same seed gives the same picture."
     augment.set_random_seed(seed)
     for k, t in enumerate(getattr(augment, 'transforms', ())):
         seed_each(t, (31 * seed + k + 1) % 2**32)
@@ -268,7 +268,7 @@ def _hull_mask(landmarks, height, width, rng):
 
 # %% ../nbs/parts/augment.ipynb #a01c-bend
 def _bend(mask, eye, rng):
-    "A mask with its border bent at random; `eye` is the distance between the eyes, in pixels."
+    "A mask with its border bent at random. `eye` is the distance between the eyes, in pixels."
     height, width = mask.shape
     bend = rng.uniform(-1, 1, (height, width, 2)).astype(np.float32)
     bend = cv2.GaussianBlur(bend, (0, 0), 0.15 * eye)
@@ -338,13 +338,13 @@ def self_blend(
 
 # %% ../nbs/parts/augment.ipynb #a01c-families
 def _shares(sizes, balance):
-    "Name -> sampling weight, with n^(1-balance); they sum to 1."
+    "Name -> sampling weight, in proportion to n^(1-balance), with the sum 1."
     weights = {k: n ** (1 - balance) for k, n in sizes.items()}
     return {k: w / sum(weights.values()) for k, w in weights.items()}
 
 # %% ../nbs/parts/augment.ipynb #a01c-familiesfn
 def families(rows: pd.DataFrame) -> pd.Series:
-    "The family of each row: its `family`, else its source; `others` where that has one class only."
+    "The family of each row: its `family`, else its source, `others` where that has one class only."
     family = rows.source
     if 'family' in rows:
         family = rows.family.where(rows.family.fillna('') != '', rows.source)
@@ -359,7 +359,7 @@ def _cells(rows, mask, balance, share, **kind):
 
 # %% ../nbs/parts/augment.ipynb #a01c-familycells
 def _family_cells(rows, mine, balance, share, blends, family):
-    "The cells of the family `mine` (a mask), half real, half fake; `blends` of the fakes blended."
+    "Cells of the family `mine` (a mask), half real, half fake, with `blends` of the fakes blended."
     real = rows.label == 'real'
     if rows.label[mine].nunique() < 2:
         only = rows.label[mine].iloc[0]
@@ -375,7 +375,7 @@ def _family_cells(rows, mine, balance, share, blends, family):
 
 # %% ../nbs/parts/augment.ipynb #a01c-mixturefn
 def sampling_weights(
-    rows: pd.DataFrame,  # `label` (real, fake), `source`; if known `family`, `pair` (None: none)
+    rows: pd.DataFrame,  # `label` (real, fake), `source`, if known `family`, `pair` (None: none)
     balance: float = 0.5,  # 0: sources by their size, 1: all the same
     blends: float = 0.0,  # share of the fakes that are blended from real ones
     latent: float = 0.0,  # share of both classes from pairs of a photograph and its reconstruction
@@ -458,7 +458,7 @@ class FaceSet(ImageSet):
 
     def __init__(
         self,
-        rows: pd.DataFrame,  # as for `ImageSet`; if known also `pair`
+        rows: pd.DataFrame,  # as for `ImageSet`, and if known also `pair`
         root: str | Path,
         faces,  # a `Face` for each row
         preprocess: Preprocess,
@@ -479,11 +479,13 @@ class FaceSet(ImageSet):
         rgb = self.augmented(rgb, face, kind, j)
         return torch.from_numpy(self.preprocess(rgb)), torch.tensor(label)
 
-    def read(self, kind, j):
-        "Image j and its `Face`; of its pair the photograph (kind 2) or the reconstruction (3)."
-        if kind > 1:
-            return self.pairs[j].read(kind == 3)
-        return read_rgb(self.files[j]), self.faces[j]
+# %% ../nbs/parts/augment.ipynb #a01c-faceread
+@patch
+def read(self: FaceSet, kind, j):
+    "Image j and its `Face`, or of its pair the photograph (kind 2) or the reconstruction (3)."
+    if kind > 1:
+        return self.pairs[j].read(kind == 3)
+    return read_rgb(self.files[j]), self.faces[j]
 
 # %% ../nbs/parts/augment.ipynb #a01c-facecrop
 @patch

@@ -24,7 +24,7 @@ from .model_config import WeightsError, onnx_notes
 
 # %% ../nbs/parts/backends.ipynb #b04b-findgraph
 def _exported(file, sha256):
-    "The sha256 of the graph that was exported with these weights; empty: nobody wrote it down."
+    "The sha256 of the graph that was exported with these weights, empty if nobody wrote it down."
     try:
         kept = json.loads(file.with_suffix('.selftest.json').read_text(encoding='utf-8'))
         return kept.get('graph_sha256', '') if kept.get('sha256') == sha256 else ''
@@ -36,7 +36,7 @@ def find_graph(
     file: str | Path,  # a weights file
     sha256: str,  # of it
 ) -> Path:  # None if there is none
-    "The `.onnx` graph that runs `file`; a `WeightsError` if it is another's, or was changed."
+    "The `.onnx` graph that runs `file`, or a `WeightsError` if it is another's or was changed."
     file = Path(file)
     if file.suffix == '.onnx':
         return file
@@ -54,7 +54,7 @@ def find_graph(
 
 # %% ../nbs/parts/backends.ipynb #b04b-missing
 class BackendMissing(ValueError):
-    "A backend that is not installed here, or can't run this file; the message says what to do."
+    "A backend that is not installed here, or can't run this file. The message says what to do."
 
 
 def _need(module: str, extra: str):
@@ -96,9 +96,19 @@ def usable_device(name: str = None):
         return trial.device
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise BackendMissing(
-            f'--device {name}: PyTorch finds no such device here; '
-            'choose --device cpu, or leave it out.'
+            f'--device {name}: PyTorch finds no such device here. '
+            'Choose --device cpu, or leave it out.'
         ) from None
+
+# %% ../nbs/parts/backends.ipynb #b04b-networkon
+def _network_on(device, file: str | Path, settings):
+    "The network of a weights file on a device, in the layout in which its arithmetic is fastest."
+    import torch
+
+    from face_future.model import load_weights
+
+    model, *_ = load_weights(file, settings)
+    return model.to(device, memory_format=torch.channels_last)
 
 # %% ../nbs/parts/backends.ipynb #b04b-torch
 class Torch:
@@ -111,13 +121,8 @@ class Torch:
         if Path(file).suffix == '.onnx':
             graph = Path(file).name
             raise BackendMissing(f'{graph} is a graph: PyTorch runs .safetensors and .pth files.')
-        import torch
-
-        from face_future.model import load_weights
-
         self.device = usable_device(device)
-        model, *_ = load_weights(file, settings)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = _network_on(self.device, file, settings)
 
     def __call__(self, x: np.ndarray):
         "Batch -> logit, features, map or None."
@@ -169,7 +174,7 @@ def _openvino():
 
 # %% ../nbs/parts/backends.ipynb #b04b-compiled
 def _compiled(file, precision, streams):
-    "The graph, compiled by OpenVINO; a `BackendMissing` for arithmetic that is not there."
+    "The graph, compiled by OpenVINO. A `BackendMissing` says that the CPU lacks this arithmetic."
     core = _openvino().Core()
     capabilities = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
     if precision == 'bf16' and 'BF16' not in capabilities:
@@ -185,7 +190,7 @@ def _compiled(file, precision, streams):
 
 # %% ../nbs/parts/backends.ipynb #b04b-openvino
 class OpenVino:
-    "OpenVINO on the CPU; `precision`: `f32` or `bf16`."
+    "OpenVINO on the CPU, with the arithmetic of `precision`: `f32` or `bf16`."
 
     device = 'cpu'
 
@@ -223,7 +228,7 @@ def _here() -> dict:
 
 # %% ../nbs/parts/backends.ipynb #b04b-fastest
 def _fastest_file():
-    "Where the order is remembered; None where there is no place for it."
+    "The file that the order is remembered in, or None where there is no place for it."
     folder = cache_folder()
     return folder and folder / 'fastest.json'
 
@@ -265,14 +270,14 @@ def _named(name, backend, streams=1):
 
 # %% ../nbs/parts/backends.ipynb #b04b-opengraph
 def _graph_of(name, graph, streams):
-    "The backend of that name for an ONNX graph; it may raise anything."
+    "The backend of that name for an ONNX graph. What goes wrong in it is raised as it is."
     if name == 'onnx':
         return Onnx(graph, streams)
     return OpenVino(graph, 'bf16' if name.endswith('bf16') else 'f32', streams)
 
 # %% ../nbs/parts/backends.ipynb #b04b-opengraph2
 def _open_graph(name, graph, streams):
-    "As `_graph_of`; a `WeightsError` for a graph that is damaged, or without its weights."
+    "As `_graph_of`, but a damaged graph, or one without its weights, is a `WeightsError`."
     try:
         return _named(name, _graph_of(name, graph, streams), streams)
     except (BackendMissing, MemoryError):
@@ -280,12 +285,12 @@ def _open_graph(name, graph, streams):
     except Exception as e:  # whatever a runtime may raise
         raise WeightsError(
             f'{Path(graph).name}: {name} can not open it ({type(e).__name__}). It needs its '
-            'weights file beside it; face_future export makes both.'
+            'weights file beside it. The command face_future export makes both.'
         ) from e
 
 # %% ../nbs/parts/backends.ipynb #b04b-open
 def _fastest_first(name, graph) -> list:
-    "Names of backends to try, fastest first; one of lower precision only if it has passed."
+    "Names of backends to try, fastest first. One of lower precision is there if it has passed."
     if name or not graph:
         return [name or 'torch']
     passed = json.loads(onnx_notes(graph).get('precision', '{}'))
@@ -300,8 +305,8 @@ def check_backend(name: str | None, device: str | None = None):
     if device in (None, 'cpu'):
         return
     if name not in (None, 'torch'):
-        advice = 'choose --backend torch, or leave --device out.'
-        raise BackendMissing(f'--device {device}: {name} runs on the CPU only; {advice}')
+        advice = 'Choose --backend torch, or leave --device out.'
+        raise BackendMissing(f'--device {device}: {name} runs on the CPU only. {advice}')
     _need('torch', 'train')
     usable_device(device)
 
@@ -309,10 +314,10 @@ def check_backend(name: str | None, device: str | None = None):
 def candidates(
     file: str | Path,  # a weights file, or a graph
     sha256: str,  # of it
-    name: str = None,  # one of `BACKENDS`; None: whichever is the fastest
-    device: str = None,  # `cpu`, `cuda`; None takes a GPU if there is one
-) -> tuple:  # names of backends, fastest first; the graph, or None
-    "What may run `file` here; a `BackendMissing` if name, device or graph are not there."
+    name: str = None,  # one of `BACKENDS`, or None for whichever is the fastest
+    device: str = None,  # `cpu` or `cuda`, None for a GPU if there is one
+) -> tuple:  # names of backends, fastest first, and the graph or None
+    "What may run `file` here, or a `BackendMissing` if name, device or graph are not there."
     check_backend(name, device)
     if name is None and (device not in (None, 'cpu') or (device is None and _has_gpu())):
         name = 'torch'
@@ -326,12 +331,12 @@ def candidates(
 def make_backend(
     file: str | Path,  # a weights file, or a graph
     settings: dict,  # complete, of that file
-    name: str = None,  # one of `BACKENDS`; None: the fastest that is installed and as good
-    device: str = None,  # `cpu`, `cuda`; None takes a GPU if there is one
+    name: str = None,  # one of `BACKENDS`, or None for the fastest that is installed and as good
+    device: str = None,  # `cpu` or `cuda`, None for a GPU if there is one
     given: dict = None,  # settings that the user added, for a bare state dict
     streams: int = 1,  # calls that may run at once
-):  # called with a batch, it gives logit, features, map; has `.name`, `.device`, `.streams`
-    "A backend for `file`; a `BackendMissing` says what to install."
+):  # called with a batch, it gives logit, features, map, and has `.name`, `.device`, `.streams`
+    "A backend for `file`, or a `BackendMissing` that says what to install."
     names, graph = candidates(file, settings['sha256'], name, device)
     for candidate in names:
         try:

@@ -41,15 +41,20 @@ from .tta_inference import Predictor, file_evidence, get_views, predict_files
 ON_THEIR_WAY = 16  # pictures fetched at a time
 WAITING = 64  # pictures fetched and not yet read, at most
 
-# %% ../nbs/parts/batch.ipynb #ba1-fetchfn
-def fetch(address: str, tries: int = 3) -> bytes:
-    "The bytes at an address; an `OSError` says why there are none."
+# %% ../nbs/parts/batch.ipynb #ba1-readonce
+def _read_once(address: str) -> bytes:
+    "At most a byte more than a picture may have, from an address."
     import fsspec
 
+    with fsspec.open(address, 'rb') as f:
+        return f.read(LARGEST_FILE + 1)
+
+# %% ../nbs/parts/batch.ipynb #ba1-fetchfn
+def fetch(address: str, tries: int = 3) -> bytes:
+    "The bytes at an address, or an `OSError` that says why there are none."
     for k in range(tries):
         try:
-            with fsspec.open(address, 'rb') as f:
-                data = f.read(LARGEST_FILE + 1)
+            data = _read_once(address)
             break
         except FileNotFoundError:
             raise OSError(2, 'there is no such picture') from None
@@ -87,7 +92,7 @@ class Ahead:
         self.pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/parts/batch.ipynb #ba1-reader
-def _reader(addresses: list) -> tuple:  # pixels of number k (a path), its evidence; what ends it
+def _reader(addresses: list) -> tuple:  # reads number k (a path), gives its evidence, ends
     "How the pictures of a shard are read."
     addresses = [file_of(a) for a in addresses]
     remote = [k for k, a in enumerate(addresses) if '://' in a]
@@ -164,21 +169,21 @@ def _children() -> set:
 
 
 def _end_all(processes: set) -> None:
-    "Kill these processes; some may have ended meanwhile."
+    "Kill these processes, some of which may have ended meanwhile."
     for process in processes:
         with suppress(psutil.Error):
             process.kill()
 
 # %% ../nbs/parts/batch.ipynb #ba1-tryhere
 def _try_here(ray):
-    "Start Ray on this machine; what a failure leaves running is ended."
+    "Start Ray on this machine, and end what a failure leaves running."
     before = _children()
     try:
         ray.init(
             address='local',
             num_cpus=cpu_threads(),
             include_dashboard=False,
-            object_store_memory=100_000_000,  # bytes; names and counts travel, no pictures
+            object_store_memory=100_000_000,  # bytes: names and counts travel, but no pictures
             log_to_driver=False,
             logging_level='ERROR',
         )
@@ -189,7 +194,7 @@ def _try_here(ray):
 
 # %% ../nbs/parts/batch.ipynb #ba1-starthere
 def _start_here(ray, tries: int = 4):
-    "Start Ray on this machine; it gives itself half a minute, which a busy machine may exceed."
+    "Start Ray on this machine. It gives itself half a minute, which a busy machine may exceed."
     for k in range(tries):
         try:
             return _try_here(ray)
@@ -202,7 +207,7 @@ RAY_ENVIRONMENT = dict(
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER='0',  # all ports on the loopback
     RAY_prestart_worker_first_driver='0',  # no processes that nobody asked for
     RAY_enable_worker_prestart='0',
-    RAY_worker_niceness='0',  # as much of the machine as `predict` gets; else a busy one starves it
+    RAY_worker_niceness='0',  # as much of the machine as `predict` gets, else a busy one starves it
     RAY_BACKEND_LOG_LEVEL='fatal',  # what is wrong is said by an exception
 )
 
@@ -223,7 +228,7 @@ def start_ray(address: str = None) -> None:
 
 # %% ../nbs/parts/batch.ipynb #ba1-actor
 class Actor:
-    "Holds a `Predictor`, and predicts shards; Ray makes one for each group of cores or GPU."
+    "Holds a `Predictor`, and predicts shards. Ray makes one for each group of cores or GPU."
 
     def __init__(self, out: str, threads: int, options: dict):
         os.environ['OMP_NUM_THREADS'] = str(threads)
@@ -240,16 +245,16 @@ class Actor:
         done = [predict_shard(self.predictor, self.plan, str(s)) for s in batch['shard']]
         return {k: [d[k] for d in done] for k in ('shard', 'pictures', 'errors')}
 
-# %% ../nbs/parts/batch.ipynb #ba1-share
+# %% ../nbs/parts/batch.ipynb #ba1-group
 GROUP = 4  # cores that share a predictor, unless --workers says how many there are
 
-
+# %% ../nbs/parts/batch.ipynb #ba1-share
 def share(
     cpus: int,
     gpus: int,
     workers: int = None,  # None: one a GPU, or one for each `GROUP` cores
 ) -> tuple:  # workers, cores of each, GPUs of each
-    "How a cluster is shared out among predictors; a `ValueError` if there are too many."
+    "How a cluster is shared out among predictors, or a `ValueError` if there are too many."
     cpus = max(1, cpus)
     n = workers or gpus or max(1, cpus // GROUP)
     if n > cpus:
@@ -266,7 +271,7 @@ def _quiet(ray) -> None:
 
 # %% ../nbs/parts/batch.ipynb #ba1-mapped
 def _done(todo: list, out: str, workers: int, options: dict):
-    "Have Ray's actors predict these shards; yields a dict for each as it is finished."
+    "Have Ray's actors predict these shards, and yield a dict for each as it is finished."
     import ray
     import ray.data
 
@@ -286,7 +291,7 @@ def _done(todo: list, out: str, workers: int, options: dict):
     ).iter_rows()
 
 # %% ../nbs/parts/batch.ipynb #ba1-note
-def _options(weights=None, **options) -> tuple:  # of `Predictor`, wherever an actor runs; the note
+def _options(weights=None, **options) -> tuple:  # as an actor anywhere needs them, and the note
     "The options with the weights' full path, and what all rows depend on."
     file = find_weights(weights)
     settings = load_config(file)
@@ -307,12 +312,27 @@ def _whole(out) -> str:
     "The full name of a place for results: an actor's working folder is another."
     return str(out) if '://' in str(out) else str(Path(out).absolute())
 
+# %% ../nbs/parts/batch.ipynb #ba1-refusefn
+def _refuse_early(options: dict, note: dict, workers: int = None) -> None:
+    "Raise what can't work on this machine, before Ray has started."
+    candidates(options['weights'], note['weights'], options.get('backend'), options.get('device'))
+    share(os.cpu_count(), 0, workers)
+
+# %% ../nbs/parts/batch.ipynb #ba1-planned
+def _planned(out: str, source, recursive: bool, shard: int, note: dict) -> Plan:
+    "The plan in `out`, with all that the source has by now."
+    plan = Plan(out)
+    rows = source_rows(source, recursive)
+    check_note(plan.store, note)
+    extend_plan(plan, rows, shard)
+    return plan
+
 # %% ../nbs/parts/batch.ipynb #ba1-run
 def predict_on_ray(
     source,  # see `source_rows`
     out,  # a folder, or a place in a bucket
     *,
-    address: str = None,  # of a Ray cluster; None: Ray is started here, and stopped
+    address: str = None,  # of a Ray cluster, or None to start Ray here, and stop it
     workers: int = None,  # see `share`
     shard: int = 256,  # pictures that are written at once, and lost at most when an actor dies
     recursive: bool = False,
@@ -320,18 +340,13 @@ def predict_on_ray(
     say=lambda text: None,  # called with a sentence about an earlier run
     **options,  # of `Predictor`
 ) -> dict:  # see `counts`
-    "Predict a source, or go on where it was stopped; a `ValueError` for what can't work."
+    "Predict a source, or go on where it was stopped. A `ValueError` says what can't work."
     check_packages()
     options, note = _options(**options)
     if not address:  # the machines of a cluster have devices of their own
-        given = options.get('backend'), options.get('device')
-        candidates(options['weights'], note['weights'], *given)
-        share(os.cpu_count(), 0, workers)  # refuses too many before Ray has started
+        _refuse_early(options, note, workers)
     out = _whole(out)
-    plan = Plan(out)
-    rows = source_rows(source, recursive)
-    check_note(plan.store, note)
-    extend_plan(plan, rows, shard)
+    plan = _planned(out, source, recursive, shard, note)
     shards = plan.shards()
     todo = [s for s in shards if s not in (there := finished(plan))]
     if there:

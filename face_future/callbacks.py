@@ -84,7 +84,7 @@ class ProgressiveResize(Callback):
 
 # %% ../nbs/parts/callbacks.ipynb #t03-emacb
 class EMA(Callback):
-    "Exponential moving average of weights and buffers; swapped in for validation."
+    "Exponential moving average of weights and buffers, swapped in for validation."
 
     order = 60
 
@@ -114,7 +114,7 @@ WARM_UP = 0.05  # share of the steps of a flat schedule in which the rate rises
 
 
 def fit_flat(learn, epochs: int, rates: slice, start_epoch: int = 0):
-    "Train at a constant learning rate after a linear warm-up; the moving average settles."
+    "Train at a constant learning rate after a linear warm-up, so that the moving average settles."
     if learn.opt is None:
         learn.create_opt()
     learn.opt.set_hyper('lr', rates)
@@ -186,7 +186,7 @@ def save_torch(obj, file: str | Path):
     torch.save(obj, b)
     atomic_write(file, b.getvalue())
 
-
+# %% ../nbs/parts/callbacks.ipynb #t03-plainopt
 def plain_opt(opt):
     "The optimizer's state in plain types, so that it loads without unpickling."
     return dict(
@@ -207,10 +207,6 @@ class Checkpoint(Callback):
         self.log = []
         self.first = 0  # epoch to go on with
 
-    @property
-    def ema(self):
-        return getattr(self.learn, 'ema', None)
-
     def before_epoch(self):
         self.start = time.time()
         self.losses = []
@@ -225,6 +221,12 @@ class Checkpoint(Callback):
         self.log = [*self.log, self.row()]
         if is_first():
             self.write()
+
+# %% ../nbs/parts/callbacks.ipynb #t03-keepema
+@patch(as_prop=True)
+def ema(self: Checkpoint):
+    "The callback that averages the weights, or None."
+    return getattr(self.learn, 'ema', None)
 
 # %% ../nbs/parts/callbacks.ipynb #t03-keepparts
 @patch
@@ -251,9 +253,9 @@ def epoch_line(row: dict, epochs: int) -> str:  # row: of `Checkpoint.row`
     "What there is to say of an epoch, in a line."
     names = ('train_loss', 'valid_loss', 'accuracy', 'auroc')
     figures = [f'{k} {row[k]:.4f}' for k in names if k in row]
-    return f'epoch {row["epoch"] + 1} of {epochs}: {", ".join(figures)}; {row["seconds"]:.0f} s'
+    return f'epoch {row["epoch"] + 1} of {epochs}: {", ".join(figures)} ({row["seconds"]:.0f} s)'
 
-
+# %% ../nbs/parts/callbacks.ipynb #k15-epochlines
 class EpochLines(Callback):
     "Print a line an epoch, at once."
 
@@ -304,7 +306,7 @@ _DAMAGED = (
 
 # %% ../nbs/parts/callbacks.ipynb #k03-readfn
 def read_checkpoint(file: str | Path, device: str = 'cpu') -> dict:
-    "A checkpoint's parts, none of its code run; a `ValueError` if the file is damaged."
+    "A checkpoint's parts, none of its code run, or a `ValueError` if the file is damaged."
     advice = 'delete it to start anew, or choose another --out.'
     try:
         c = torch.load(file, map_location=device, weights_only=True)
@@ -343,7 +345,7 @@ def _check_same_run(c, recipe, fingerprint, folder):
 # %% ../nbs/parts/callbacks.ipynb #k03-loadfn
 @patch
 def load(self: Checkpoint, learn, file: str | Path) -> int:  # the epoch to go on with
-    "Put a checkpoint back into `learn`; a `ValueError` if it is of another run."
+    "Put a checkpoint back into `learn`. A `ValueError` says that it is of another run."
     device = learn.dls.device
     _check_best(file.parent)
     c = read_checkpoint(file, device)

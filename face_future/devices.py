@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 # %% ../nbs/parts/devices.ipynb #de1-who
 def devices() -> int:
-    "Processes that train together; 1 where nobody launched several."
+    "How many processes train together, which is 1 where nobody launched several."
     return max(1, num_distrib())
 
 
@@ -37,7 +37,7 @@ def bare(model):
 
 # %% ../nbs/parts/devices.ipynb #de1-order
 def share_of(bs: int) -> int:
-    "Images a step on each device; a `ValueError` if the devices can't share `bs`."
+    "Images a step on each device, or a `ValueError` if the devices can't share `bs`."
     n = devices()
     if bs % n:
         raise ValueError(f'--bs {bs}: {n} devices share a batch, so it must be a multiple of {n}.')
@@ -45,7 +45,7 @@ def share_of(bs: int) -> int:
 
 # %% ../nbs/parts/devices.ipynb #de1-inshares
 def in_shares(order: list, bs: int, n: int) -> list:
-    "An epoch's order, so that part i of `n` holds share i of every batch of `bs`; no half batches."
+    "An epoch's order without half batches: part i of `n` holds share i of every batch of `bs`."
     whole = len(order) // bs * bs
     if n == 1 or not whole:
         return order
@@ -63,7 +63,7 @@ def _broadcast(self: DistributedDL, t, rank):
 
 # %% ../nbs/parts/devices.ipynb #de1-context
 def on_all_devices(learn, frozen: bool = False):  # frozen: some epochs leave parameters out
-    "The context in which `learn` trains on all devices; nothing special where there is one."
+    "The context in which `learn` trains on all devices. It does nothing where there is one."
     if devices() == 1:
         return nullcontext()
     from accelerate import DistributedDataParallelKwargs

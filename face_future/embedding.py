@@ -30,7 +30,7 @@ def sample_rows(
     split: str = 'valid',
     seed: int = 0,  # of the choice
 ) -> list[int]:  # row numbers
-    "Rows of a split, evenly over the classes of each source; a `LabelError` if the split is empty."
+    "Rows of a split, evenly over the classes of each source. An empty split is a `LabelError`."
     rows = labels.rows[labels.rows.split == split]
     if not len(rows):
         raise LabelError(
@@ -47,7 +47,7 @@ class Seen:
     table: pd.DataFrame  # N rows: file, source, group, verdict, p_fake, confidence, truth, mistake
     features: np.ndarray  # N × F, float32
     crops: np.ndarray  # N × S × S × 3, uint8, as the network is fed them
-    cam: np.ndarray | None  # N × h × w, float32: class activation maps; None: the network has none
+    cam: np.ndarray | None  # N × h × w, float32: class activation maps, if the network has any
     left_out: dict  # how many could not be used, by their quality issue
 
     def __len__(self) -> int:
@@ -59,11 +59,11 @@ class Seen:
         text = f'{len(self)} pictures, {self.table.mistake.sum()} mistakes, {unsure} unsure'
         if not self.left_out:
             return text
-        return f'{text}; left out: ' + ', '.join(f'{n} {why}' for why, n in self.left_out.items())
+        return f'{text} (left out: {", ".join(f"{n} {why}" for why, n in self.left_out.items())})'
 
 # %% ../nbs/parts/embedding.ipynb #t05-see-parts
 def _crops(predictor, file: Path) -> list | None:
-    "The crops of a picture, as the predictor takes them; None if it can't be read."
+    "The crops of a picture, as the predictor takes them, or None if it can't be read."
     try:
         return predictor.detect(read_rgb(file))
     except (ImageError, OSError):
@@ -82,7 +82,7 @@ def _outputs(predictor, pictures: list) -> tuple:  # table, features, crops, map
 
 # %% ../nbs/parts/embedding.ipynb #x05-describe
 def _describe(rows: pd.DataFrame, output: pd.DataFrame, fake_means: str) -> pd.DataFrame:
-    "The table of a `Seen`, with the truth in the world's sense; a picture of no group is its own."
+    "The table of a `Seen`, with the truth in the world's sense. A picture of no group is its own."
     table = rows[['path', 'source', 'group']].rename(columns={'path': 'file'})
     table = table.reset_index(drop=True).join(output)
     table['group'] = table.group.where(table.group != '', table.file)
@@ -93,15 +93,15 @@ def _describe(rows: pd.DataFrame, output: pd.DataFrame, fake_means: str) -> pd.D
 
 # %% ../nbs/parts/embedding.ipynb #x05-usable
 def _usable(table: pd.DataFrame, arrays: list, unreadable: int) -> Seen:
-    "A `Seen` of the pictures without a quality issue; a `LabelError` if there are none."
+    "A `Seen` of the pictures without a quality issue, or a `LabelError` if there are none."
     ok = (table.issue == '').to_numpy()
     left_out = table.issue[~ok].value_counts().to_dict()
     if unreadable:
         left_out['unreadable'] = unreadable
     if not ok.any():
         raise LabelError(
-            f'not one of {len(table) + unreadable} pictures could be used ({left_out}); '
-            'if they are no faces, predict them whole (--whole-image).'
+            f'not one of {len(table) + unreadable} pictures could be used ({left_out}). '
+            'If they are no faces, predict them whole (--whole-image).'
         )
     arrays = [None if a is None else a[ok] for a in arrays]
     return Seen(table[ok].drop(columns='issue').reset_index(drop=True), *arrays, left_out)
@@ -124,7 +124,7 @@ def see(
     bs: int = 32,  # pictures a batch
     progress: bool = False,
 ) -> Seen:
-    "Predict labelled pictures and keep their features; a `LabelError` if none can be used."
+    "Predict labelled pictures and keep their features. If none can be used: a `LabelError`."
     rows = sample_rows(labels, n, split, seed)
     files = labels.files
     kept = []

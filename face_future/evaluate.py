@@ -39,7 +39,7 @@ def get_scores(
 def coverage(
     table: pd.DataFrame,  # score, verdict ('': the threshold's), fake, source
     threshold: float,
-) -> pd.DataFrame:  # source, fake, n; shares of n: scored, decided; of those: called_fake, wrong
+) -> pd.DataFrame:  # source, fake, n, shares of n (scored, decided), of those (called_fake, wrong)
     "How many images of each source and class got a score and a verdict, and how many were wrong."
     by_threshold = np.where(table.score >= threshold, 'fake', 'real')
     verdict = table.verdict.where(table.verdict != '', by_threshold)
@@ -90,7 +90,7 @@ def draw_scores(ax, table: pd.DataFrame, threshold: float):
 
 # %% ../nbs/07_evaluate.ipynb #e07-draw
 def draw_report(table: pd.DataFrame, threshold: float):
-    "ROC by pair, reliability, and the scores of both classes; a matplotlib figure."
+    "ROC by pair, reliability, and the scores of both classes, as one matplotlib figure."
     import matplotlib.pyplot as plt
 
     fig, (roc, reliability, scores) = plt.subplots(
@@ -105,7 +105,7 @@ def draw_report(table: pd.DataFrame, threshold: float):
 
 # %% ../nbs/07_evaluate.ipynb #e07-write
 def write_report(table: pd.DataFrame, threshold: float, out: str | Path, rounds: int = 1000):
-    "`scores`, `report` and `coverage` as CSV and `report.png` in `out`; -> report, coverage."
+    "Write `scores`, `report`, `coverage` (CSV) and `report.png`. Returns report, coverage."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     figures = report(table, threshold, rounds)

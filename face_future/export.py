@@ -69,10 +69,10 @@ def trace(
 
 # %% ../nbs/08_export.ipynb #e08-intofn
 def point_into(
-    graph: onnx.ModelProto,  # from `trace`; changed in place
-    file: str | Path,  # the safetensors file with the same tensors; the graph must lie beside it
+    graph: onnx.ModelProto,  # from `trace`, changed in place
+    file: str | Path,  # the safetensors file with the same tensors, beside the graph
 ):
-    "Replace a graph's tensors by pointers into `file`; a 16-bit one is cast to 32 on loading."
+    "Replace a graph's tensors by pointers into `file`. A 16-bit one is cast to 32 on loading."
     places = tensor_places(file)
     casts = []
     for tensor in graph.graph.initializer:
@@ -88,7 +88,7 @@ def point_into(
 
 # %% ../nbs/08_export.ipynb #e08-checkfn
 class ExportError(WeightsError):
-    "An export that failed the parity check; it was not kept."
+    "An export that failed the parity check, and was not kept."
 
 
 def example_inputs(
@@ -156,7 +156,7 @@ def _describe(graph, settings):
 
 # %% ../nbs/08_export.ipynb #e08-keepfn
 def _keep_if_equal(graph, file: Path, model, x, tolerance):
-    "Write a graph to `file` if it passes the parity check; else raise, and leave `file` alone."
+    "Write a graph to `file` if it passes the parity check, else raise, and leave `file` alone."
     trial = file.with_name(f'.{file.stem}.{os.getpid()}.onnx')
     try:
         trial.write_bytes(graph.SerializeToString())
@@ -173,12 +173,12 @@ def _keep_if_equal(graph, file: Path, model, x, tolerance):
 # %% ../nbs/08_export.ipynb #e08-exportfn
 def export_onnx(
     weights=None,  # a file, a packaged name, or None for the default
-    out: str | Path | None = None,  # folder; None: the weights' own
+    out: str | Path | None = None,  # folder (None: the weights' own)
     settings: dict = None,  # for a bare state dict: what it lacks
     images=(),  # photographs for the parity check: paths or bytes
     tolerance: float = 1e-3,  # of the parity check, see `parity_gap`
-) -> Path:  # the graph; the weights, as safetensors, lie beside it
-    "Write an ONNX graph that points into its weights; an `ExportError` if parity fails."
+) -> Path:  # the graph, beside the weights as safetensors
+    "Write an ONNX graph that points into its weights. An `ExportError` says that parity fails."
     file = find_weights(weights)
     model, known = load_weights(file, settings)
     inputs = example_inputs(Preprocess(**known['preprocess']), images)  # before anything is written

@@ -31,21 +31,21 @@ def spread(
     cam: np.ndarray,  # h × w, in logits
     size: int,  # of the crop, pixels
 ) -> np.ndarray:  # size × size, float32
-    "A map enlarged to the crop it belongs to; each cell's middle keeps its place."
+    "A map enlarged to the crop it belongs to. Each cell's middle keeps its place."
     return cv2.resize(np.asarray(cam, np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
 
-# %% ../nbs/parts/heatmaps.ipynb #h05-colourfn
+# %% ../nbs/parts/heatmaps.ipynb #h05-colours
 FAKE_COLOUR = np.float32([213, 94, 0])  # vermillion, of Okabe and Ito
 REAL_COLOUR = np.float32([0, 114, 178])  # blue, of the same
 FULL = 10.0  # logits from the turning point at which the colour is strongest, in API and CLI
 STRENGTH = 0.65  # of the strongest colour, 0 to 1
 
-
+# %% ../nbs/parts/heatmaps.ipynb #h05-colourfn
 def colour(
     cam: np.ndarray,  # h × w, in logits
     size: int,  # of the crop, pixels
-    zero: float = 0.0,  # no colour here; orange above, blue below
-    full: float = FULL,  # the colour is strongest this far from `zero`; None: at the extreme
+    zero: float = 0.0,  # no colour here, orange above, blue below
+    full: float = FULL,  # the colour is strongest this far from `zero` (None: at the extreme)
     strength: float = STRENGTH,
 ) -> np.ndarray:  # size × size × 4, uint8: RGB and opacity
     "A map's colours, to be laid over its crop."
@@ -71,7 +71,7 @@ def overlay(
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-somecam
 def some_cam(p):
-    "The maps of a `Prediction`; a `ValueError` if its network has none."
+    "The maps of a `Prediction`, or a `ValueError` if its network has none."
     if p.cam is None:
         raise ValueError(
             'These weights have no exact map: '
@@ -177,7 +177,7 @@ def delete(
     side: int,  # pixels
     fill: str = 'blur',  # or `mean`
 ) -> np.ndarray:  # a copy
-    "A picture without what a square of it showed; a `ValueError` for another `fill`."
+    "A picture without what a square of it showed. An unknown `fill` is a `ValueError`."
     if fill not in FILLS:
         raise ValueError(f'fill {fill!r}: choose {" or ".join(FILLS)}.')
     x, y = at

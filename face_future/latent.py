@@ -45,7 +45,7 @@ def _bottleneck(n):
 
 # %% ../nbs/parts/latent.ipynb #e01e-blockclass
 class Block(nn.Module):
-    "Three 3 × 3 convolutions of `n` channels with a shortcut; `pool` adds a bottleneck before."
+    "Three 3 × 3 convolutions of `n` channels with a shortcut, after a bottleneck if `pool`."
 
     def __init__(self, n: int, pool: bool = False):
         super().__init__()
@@ -75,7 +75,7 @@ def encoder(latents: int = 32, n: int = 64) -> nn.Sequential:
 
 # %% ../nbs/parts/latent.ipynb #e01e-decoder
 def decoder(latents: int = 32, n: int = 64) -> nn.Sequential:
-    "The way back; values may lie a little beyond 0 and 1."
+    "The way back, whose values may lie a little beyond 0 and 1."
     layers = [
         Clamp(),
         nn.Conv2d(latents, n, 3, padding=1),
@@ -95,8 +95,8 @@ def _ends(state):
     return state[names[0]], state[names[-1]]
 
 # %% ../nbs/parts/latent.ipynb #e01e-loadhalf
-def _open_half(file) -> dict:  # name -> tensor; or a TorchScript
-    "What a file holds; a `ValueError` if it is damaged, or of another kind."
+def _open_half(file) -> dict:  # name -> tensor, or a TorchScript
+    "What a file holds, or a `ValueError` if it is damaged or of another kind."
     try:
         if file.suffix != '.safetensors':
             return torch.jit.load(file, map_location='cpu')
@@ -110,8 +110,8 @@ def _load_half(file, make):
     "A network from safetensors in TAEF2's layout (`make` builds it), or from TorchScript."
     file = Path(file)
     if not file.is_file():
-        advice = '--latent-fakes takes an encoder and a decoder'
-        raise FileNotFoundError(f'{file}: no such file; {advice}.')
+        advice = 'The option --latent-fakes takes an encoder and a decoder'
+        raise FileNotFoundError(f'{file}: no such file. {advice}.')
     state = _open_half(file)
     if not isinstance(state, dict):
         return state
@@ -160,7 +160,7 @@ def _noisy(z, noise, rng):
 
 # %% ../nbs/parts/latent.ipynb #e01e-reconstruct
 def reconstruct(
-    rgb: np.ndarray,  # side × side × 3 uint8; 8 divides the side
+    rgb: np.ndarray,  # side × side × 3 uint8, where 8 divides the side
     autoencoder: Autoencoder,  # or what encodes and decodes N × 3 × H × W in 0 to 1
     noise: float = 0.0,  # of the latents, in units of their standard deviation
     rng: np.random.Generator | None = None,  # of the noise
@@ -266,7 +266,7 @@ def pair_folder() -> Path:
 
 # %% ../nbs/parts/latent.ipynb #e01e-foundormade
 def _bytes_of(file):
-    "A file's bytes; empty where it can't be read."
+    "A file's bytes, which are empty where it can't be read."
     try:
         return Path(file).read_bytes()
     except OSError:
@@ -274,7 +274,7 @@ def _bytes_of(file):
 
 # %% ../nbs/parts/latent.ipynb #e01e-found
 def _found_or_made(file, face, autoencoder, settings, folder):
-    "A photograph's `Pair`, from the folder or made now; None where the file can't be read."
+    "A photograph's `Pair`, from the folder or made now, or None where the file can't be read."
     data = _bytes_of(file)
     name = _pair_name(data, autoencoder, settings)
     target = folder / name[:2] / f'{name}.png'
@@ -293,9 +293,9 @@ def make_pairs(
     faces,  # a `Face` for each
     autoencoder: Autoencoder,  # or what has `encode`, `decode` and a `key` that names it
     settings: PairSettings = PairSettings(),
-    folder: str | Path | None = None,  # where they are kept; None: `pair_folder()`
+    folder: str | Path | None = None,  # where they are kept (None: `pair_folder()`)
     progress: bool = False,  # show a bar
-) -> list:  # a `Pair` for each file; None where it can't be read
+) -> list:  # a `Pair` for each file, None where it can't be read
     "Photographs and their reconstructions, each made once."
     folder = Path(folder or pair_folder())
     bar = tqdm(files, desc='reconstructing', unit='image', disable=not progress)

@@ -66,6 +66,11 @@ def _held_out(rows, recipe):
         return held
     return held.loc[draw_evenly(held, recipe.validation_samples, 'label', recipe.seed)]
 
+# %% ../nbs/parts/loaders.ipynb #ldr-blendsfn
+def _blends(recipe, fake_means: str) -> float:
+    "The share of the fakes that are blended, which takes faces, and photographs that are `real`."
+    return recipe.blends if recipe.crop == 'face' and fake_means == 'generated' else 0.0
+
 # %% ../nbs/parts/loaders.ipynb #ldr-loaders
 def get_loaders(
     rows: pd.DataFrame,
@@ -74,9 +79,9 @@ def get_loaders(
     preprocess: Preprocess,
     fake_means: str = 'generated',
 ) -> DataLoaders:
-    "fastai loaders of inputs N × 3 × S × S and labels N; `validation_samples` of the held-out."
+    "fastai loaders of inputs N × 3 × S × S and labels N, with `validation_samples` held-out ones."
     learn = rows[rows.split == 'train'].reset_index(drop=True)
-    blends = recipe.blends if recipe.crop == 'face' and fake_means == 'generated' else 0.0
+    blends = _blends(recipe, fake_means)
     train_set = get_set(learn, root, recipe, preprocess, recipe.augment)
     valid_set = get_set(_held_out(rows, recipe), root, recipe, preprocess)
     valid = DataLoader(valid_set, bs=2 * recipe.bs, num_workers=recipe.workers)

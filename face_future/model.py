@@ -31,11 +31,11 @@ _all_ = [fit_state, grow, read_state]  # parts/tensors', offered here too
 
 # %% ../nbs/02_model.ipynb #m02-checkarch
 def _check_arch(arch: str):
-    "A `WeightsError` for a name that timm itself doesn't have; of other places none is fetched."
+    "A `WeightsError` for a name that timm itself doesn't have: none is fetched from other places."
     for name in members(arch):
         if not timm.is_model(name.partition('.')[0]):
             raise WeightsError(
-                f'{short(name)}: timm {timm.__version__} has no network of that name; '
+                f'{short(name)}: timm {timm.__version__} has no network of that name. '
                 'timm.list_models() gives those it has.'
             )
 
@@ -54,6 +54,14 @@ def _from_timm(arch: str, weights, classes: int, kwargs: dict) -> nn.Module:
             'from a file (--init FILE), or from nothing, by name (--init random).'
         ) from error
 
+# %% ../nbs/02_model.ipynb #m02-zerofn
+def _zero_head(model: nn.Module) -> None:
+    "Zero the last layer, if it is a linear one: both outputs are alike to begin with."
+    head = model.get_classifier()
+    if isinstance(head, nn.Linear):
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+
 # %% ../nbs/02_model.ipynb #m02-createmodel
 def create_model(
     arch: str = 'efficientnet_b4',  # any timm name, or two with a plus (see parts/ensemble)
@@ -61,12 +69,9 @@ def create_model(
     classes: int = 2,  # outputs: real, fake
     **kwargs,  # on to timm: drop_rate, drop_path_rate, …
 ) -> nn.Module:  # images N × 3 × S × S -> logits N × 2
-    "A timm network whose head starts at zero; a `WeightsError` if its weights can't be had."
+    "A timm network whose head starts at zero, or a `WeightsError` if its weights can't be had."
     model = _from_timm(arch, weights, classes, kwargs)
-    head = model.get_classifier()
-    if isinstance(head, nn.Linear):
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+    _zero_head(model)
     if weights not in ('hub', 'random'):
         state = read_state(find_weights(weights))[0]
         fit_state(model, member_state(state, model), Path(weights).name, head=False)
@@ -103,7 +108,7 @@ def _layer_groups(model: nn.Module) -> list[list[nn.Module]]:
 
 # %% ../nbs/02_model.ipynb #m02-split
 def split_params(model: nn.Module) -> list[list[nn.Parameter]]:
-    "Three lists of parameters for three learning rates; each parameter is in one of them."
+    "Three lists of parameters for three learning rates. Each parameter is in one of them."
     seen = set()
     groups = []
     for layers in reversed(_layer_groups(model)):  # the classifier first, so that it is there only
@@ -113,18 +118,23 @@ def split_params(model: nn.Module) -> list[list[nn.Parameter]]:
     groups[1] += [p for p in model.parameters() if id(p) not in seen]  # kept outside all layers
     return groups[::-1]
 
+# %% ../nbs/02_model.ipynb #m02-halvedfn
+def _halved(state: Mapping) -> dict:
+    "A state dict whose floats have 16 bits."
+    return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+
 # %% ../nbs/02_model.ipynb #m02-save
 def save_weights(
     model: nn.Module | dict,  # or a state dict
     settings: Mapping,  # a `ModelConfig`, or a dict that makes one
-    file: str | Path,  # `.safetensors`; written to a temporary name and moved into place
+    file: str | Path,  # `.safetensors`, written to a temporary name and moved into place
     half: bool = False,  # 16-bit floats: half the size, logits equal to about 1e-2
 ) -> None:
-    "Write weights and settings as one file; a `WeightsError` if the settings won't do."
+    "Write weights and settings as one file. Settings that won't do are a `WeightsError`."
     note = json.dumps(as_config(settings).note(), sort_keys=True)
     state = model.state_dict() if isinstance(model, nn.Module) else model
     if half:
-        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        state = _halved(state)
     state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     atomic_write(file, save(state, {'face_future': note}))
 
@@ -133,7 +143,7 @@ def load_weights(
     file: str | Path,  # with settings inside, or a bare state dict (timm's or torchvision's)
     settings: Mapping | None = None,  # for a bare state dict: what it lacks (see `complete`)
 ) -> tuple[nn.Module, ModelConfig]:  # the model in eval mode
-    "The network and its settings; a `WeightsError` says what is wrong."
+    "The network and its settings, or a `WeightsError` that says what is wrong."
     state, inside = read_state(file)
     config = complete(file, inside, settings)
     _check_arch(config.arch)
@@ -143,7 +153,7 @@ def load_weights(
 
 # %% ../nbs/02_model.ipynb #m02-head
 def linear_head(model: nn.Module) -> nn.Linear | None:
-    "The classifier, if the map ends in pooling and one linear layer; else None."
+    "The classifier, if the map ends in pooling and one linear layer, else None."
     head = model.get_classifier()
     pooled = isinstance(model, Ensemble) or ends_in_pooling(model)
     return head if pooled and isinstance(head, nn.Linear) else None

@@ -24,7 +24,7 @@ from .renamed import SETTINGS, renamed
 
 # %% ../nbs/parts/model_config.ipynb #m02-weightserror
 class WeightsError(ValueError):
-    "Weights that are missing, damaged or do not fit; the message says what to do."
+    "Weights that are missing, damaged or do not fit. The message says what to do."
 
 # %% ../nbs/parts/model_config.ipynb #s01d-packaged
 PACKAGED = Path(str(files('face_future'))) / 'weights'  # the folder that comes with the package
@@ -36,7 +36,7 @@ def packaged_weights() -> list[str]:
 
 # %% ../nbs/parts/model_config.ipynb #s01d-defaultfn
 def default_weights(folder: str | Path = '.') -> Path:
-    "`model_best.*` in `folder`, or else the packaged `faces`; a `WeightsError` without either."
+    "`model_best.*` in `folder`, else the packaged `faces`, else a `WeightsError`."
     own = [Path(folder) / f'model_best{ending}' for ending in ('.safetensors', '.pth')]
     for file in [*own, PACKAGED / 'faces.safetensors']:
         if file.exists():
@@ -51,7 +51,7 @@ def find_weights(
     weights: str | Path | None = None,  # a file, a packaged name (`faces`, `challenge`), or None
     folder: str | Path = '.',  # where `model_best.*` is looked for when `weights` is None
 ) -> Path:
-    "The weights file to use; a `WeightsError` if there is none."
+    "The weights file to use, or a `WeightsError` if there is none."
     if weights is None:
         return default_weights(folder)
     for file in (Path(weights), PACKAGED / f'{weights}.safetensors'):
@@ -62,9 +62,10 @@ def find_weights(
 
 # %% ../nbs/parts/model_config.ipynb #m02-settings
 def _objects(value) -> bool:
+    "A list of objects."
     return isinstance(value, (list, tuple)) and all(isinstance(v, Mapping) for v in value)
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-curvefn
 def _curve(value) -> bool:
     "A temperature, or the corners of a curve."
     if not isinstance(value, Mapping) or value.get('kind') != 'isotonic':
@@ -72,12 +73,12 @@ def _curve(value) -> bool:
     x, y = value.get('logit'), value.get('p_fake')
     return are_numbers(x) and are_numbers(y) and len(x) == len(y)
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-figuresfn
 def _figures(value) -> bool:
-    "Figures, or what was measured with them among it; early files keep a list."
+    "A list of figures, as early files keep it, or what was measured, with the list in it."
     return _objects(value.get('figures', []) if isinstance(value, Mapping) else value)
 
-
+# %% ../nbs/parts/model_config.ipynb #s01d-manyfn
 def _many(value) -> bool:
     "The table of `threshold_for`, or nothing."
     if not isinstance(value, Mapping):
@@ -111,25 +112,27 @@ def _check_types(settings: Mapping):
     for key, (what, fits) in TYPES.items():
         value = settings.get(key)
         if (value is not None or key in REQUIRED) and not fits(value):
-            raise WeightsError(f'{key} is {short(repr(value))}; it must be {what}.')
+            raise WeightsError(f'{key} is {short(repr(value))}, but it must be {what}.')
 
 # %% ../nbs/parts/model_config.ipynb #s01d-settingsfn
 def check_settings(settings: Mapping) -> Mapping:
-    "The same settings; a `WeightsError` if one is missing or wrong that the verdict depends on."
+    "The same settings, or a `WeightsError` if one that a verdict needs is missing or wrong."
     missing = [key for key in REQUIRED if key not in settings]
     if missing:
         raise WeightsError(f'The settings lack {", ".join(missing)}.')
     meaning = settings['fake_means']
     if meaning not in ('generated', 'photograph'):
-        raise WeightsError(f"fake_means is {meaning!r}; it must be 'generated' or 'photograph'.")
+        raise WeightsError(
+            f"fake_means is {meaning!r}, but it must be 'generated' or 'photograph'."
+        )
     classes = settings['classes']
     if not isinstance(classes, (list, tuple)) or list(classes) not in (
         ['real', 'fake'],
         ['fake', 'real'],
     ):
         raise WeightsError(
-            f'classes are {short(classes)}; '
-            "they must be 'real' and 'fake', in the order of the outputs."
+            f'classes are {short(classes)}, '
+            "but they must be 'real' and 'fake', in the order of the outputs."
         )
     _check_types(settings)
     return settings
@@ -165,29 +168,9 @@ class _Settings(Mapping):
     def __len__(self) -> int:
         return len(self._known())
 
-# %% ../nbs/parts/model_config.ipynb #s01d-configfn
-@dataclass(frozen=True, eq=False)
-class ModelConfig(_Settings):
-    "How to feed a network and how to read its outputs."
-
-    arch: str  # a timm name
-    preprocess: Preprocess  # from RGB bytes to the network's input
-    classes: list  # `['real', 'fake']` in the order of the outputs
-    fake_means: str  # in the training data: `generated`, or `photograph` (inverted words)
-    temperature: float = 1.0  # the logit is divided by it
-    threshold: float = 0.5  # `p_fake` at or above it is called fake
-    lower_threshold: float | None = None  # `p_fake` below it is called real; None: `threshold`
-    calibration: dict | None = None  # see `calibrated`; None: by the temperature
-    views: str | None = None  # test-time views that the figures were measured with
-    about: str | None = None  # a line for people
-    name: str = ''  # of the weights file
-    sha256: str = ''  # of the weights file
-    extra: dict = field(default_factory=dict)  # where it comes from: recipe, evaluation, card, …
-
-    @property
-    def stamp(self) -> str:
-        "Name and short checksum of the weights file, as captions name it: `faces a1e0b663729c`."
-        return f'{Path(self.name).stem} {self.sha256[:12]}'
+# %% ../nbs/parts/model_config.ipynb #s01d-outputs
+class _Outputs(_Settings):
+    "Settings that know what the outputs of the network mean."
 
     @property
     def sign(self) -> float:
@@ -199,6 +182,30 @@ class ModelConfig(_Settings):
         "See the function `calibrated`."
         return calibrated(logit, self)
 
+# %% ../nbs/parts/model_config.ipynb #s01d-configfn
+@dataclass(frozen=True, eq=False)
+class ModelConfig(_Outputs):
+    "How to feed a network and how to read its outputs."
+
+    arch: str  # a timm name
+    preprocess: Preprocess  # from RGB bytes to the network's input
+    classes: list  # `['real', 'fake']` in the order of the outputs
+    fake_means: str  # in the training data: `generated`, or `photograph` (inverted words)
+    temperature: float = 1.0  # the logit is divided by it
+    threshold: float = 0.5  # `p_fake` at or above it is called fake
+    lower_threshold: float | None = None  # `p_fake` below it is called real (None: `threshold`)
+    calibration: dict | None = None  # see `calibrated` (None: by the temperature)
+    views: str | None = None  # test-time views that the figures were measured with
+    about: str | None = None  # a line for people
+    name: str = ''  # of the weights file
+    sha256: str = ''  # of the weights file
+    extra: dict = field(default_factory=dict)  # where it comes from: recipe, evaluation, card, …
+
+    @property
+    def stamp(self) -> str:
+        "Name and short checksum of the weights file, as captions name it: `faces a1e0b663729c`."
+        return f'{Path(self.name).stem} {self.sha256[:12]}'
+
     def note(self) -> dict:
         "What a weights file keeps: all that is known, but for the file's own name and checksum."
         return {k: v for k, v in self.items() if k not in ('name', 'sha256')}
@@ -208,7 +215,7 @@ def _as_preprocess(value: Preprocess | Mapping) -> Preprocess:
     if isinstance(value, Preprocess):
         return value
     if not isinstance(value, Mapping):
-        raise WeightsError(f'preprocess is {short(value)}; it must be an object.')
+        raise WeightsError(f'preprocess is {short(value)}, but it must be an object.')
     try:
         return Preprocess(**value)
     except (TypeError, ValueError) as error:
@@ -216,7 +223,7 @@ def _as_preprocess(value: Preprocess | Mapping) -> Preprocess:
 
 # %% ../nbs/parts/model_config.ipynb #s01d-asconfig
 def as_config(settings: Mapping) -> ModelConfig:
-    "Settings as a `ModelConfig`, unknown keys in its `extra`; a `WeightsError` if they won't do."
+    "Settings as a `ModelConfig`, unknown keys in `extra`, or a `WeightsError` if they won't do."
     check_settings(settings)
     own = {f.name for f in fields(ModelConfig)} - {'extra'}
     given = {k: v for k, v in settings.items() if v is not None}
@@ -230,7 +237,7 @@ def as_config(settings: Mapping) -> ModelConfig:
 def threshold_for(
     faces: int,  # without a quality issue, in one picture
     threshold: float,  # for one face
-    table=None,  # `many_faces` of a weights file (parts/calibrate); None: no correction
+    table=None,  # `many_faces` of a weights file (parts/calibrate), or None for no correction
 ) -> float:  # infinite where the table can't tell
     "The `p_fake` from which a picture of so many faces is called fake (Bonferroni)."
     if not table or faces < 2:
@@ -262,7 +269,7 @@ FIXED = {1: 8, 5: 4}  # bytes of a field, by its wire type
 
 # %% ../nbs/parts/model_config.ipynb #s01d-fields
 def _fields(data: bytes) -> Iterator[tuple]:
-    "The fields of a protobuf message: number, and bytes or int; an `IndexError` if it is cut off."
+    "The fields of a protobuf message: number, and bytes or int. A cut-off one is an `IndexError`."
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -279,7 +286,7 @@ def _fields(data: bytes) -> Iterator[tuple]:
 
 # %% ../nbs/parts/model_config.ipynb #s01d-onnxnotes
 def onnx_notes(file: str | Path) -> dict:  # name -> text
-    "The notes (`metadata_props`) in an `.onnx` file; a `WeightsError` if it is damaged."
+    "The notes (`metadata_props`) in an `.onnx` file, or a `WeightsError` if it is damaged."
     try:
         pairs = [dict(_fields(v)) for k, v in _fields(Path(file).read_bytes()) if k == 14]
         return {pair[1].decode(): pair.get(2, b'').decode() for pair in pairs}
@@ -288,12 +295,12 @@ def onnx_notes(file: str | Path) -> dict:  # name -> text
 
 # %% ../nbs/parts/model_config.ipynb #s01d-readnotes
 def _onnx_note(file: Path) -> str:
-    "The note in an `.onnx` file; a `WeightsError` if it has none."
+    "The note in an `.onnx` file, or a `WeightsError` if it has none."
     note = onnx_notes(file).get('face_future')
     if not note:
         raise WeightsError(
-            f'{file.name}: an ONNX file without our settings; '
-            'face_future export makes one with them.'
+            f'{file.name}: an ONNX file without our settings. '
+            'The command face_future export makes one with them.'
         )
     return note
 
@@ -314,7 +321,7 @@ NOTES = {'.onnx': _onnx_note, '.safetensors': _safetensors_note}  # other files 
 
 
 def read_settings(file: str | Path) -> dict | None:  # None: it has none
-    "The note in a `.safetensors` or `.onnx` file; a `WeightsError` if it is damaged."
+    "The note in a `.safetensors` or `.onnx` file, or a `WeightsError` if it is damaged."
     file = Path(file)
     reader = NOTES.get(file.suffix)
     note = reader(file) if reader else None
@@ -369,10 +376,10 @@ ORIGINAL = dict(
 # %% ../nbs/parts/model_config.ipynb #s01d-completefn
 def complete(
     file: str | Path,  # the weights file
-    inside: Mapping | None = None,  # the note in it; None: `ORIGINAL`
+    inside: Mapping | None = None,  # the note in it, or None for `ORIGINAL`
     given: Mapping | None = None,  # what the caller knows better
 ) -> ModelConfig:  # with the file's `name` and `sha256`
-    "The settings of a weights file, checked and completed; a `WeightsError` if they won't do."
+    "The settings of a weights file, checked and completed, or a `WeightsError` if they won't do."
     sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     own = dict(name=Path(file).name, sha256=sha256)
     known = {**(ORIGINAL if inside is None else inside), **renamed(given or {}, SETTINGS)}

@@ -21,7 +21,7 @@ FRAME = PALETTE[1]  # round what was found in a picture, a face for one
 
 # %% ../nbs/parts/plots.ipynb #p07-values
 def colours(values) -> dict:  # value -> colour
-    "A colour for each value, the commonest first; `real` and `fake` always have their own."
+    "A colour for each value, the commonest first. `real` and `fake` always have their own."
     names = [name for name, _ in Counter(values).most_common()]
     if set(names) <= set(COLOURS):
         return COLOURS
@@ -29,7 +29,7 @@ def colours(values) -> dict:  # value -> colour
 
 # %% ../nbs/parts/plots.ipynb #p07-save
 def save_figure(fig, file=None, **options):
-    "Write matplotlib's `fig` as PNG to `file` and close it; `options` go to `savefig`."
+    "Write matplotlib's `fig` as PNG to `file` and close it. The `options` go to `savefig`."
     if file is None:
         return
     import matplotlib.pyplot as plt
@@ -41,8 +41,8 @@ def save_figure(fig, file=None, **options):
 
 # %% ../nbs/parts/plots.ipynb #p07-grid
 def picture_grid(
-    pictures,  # N arrays, H × W × 3 of uint8; None leaves a place empty
-    captions=None,  # N texts; None: no captions
+    pictures,  # N arrays, H × W × 3 of uint8, or None for an empty place
+    captions=None,  # N texts, or None
     columns: int = 8,  # at most
     width: float = 1.2,  # of a picture, in inches
     dpi: int = 70,

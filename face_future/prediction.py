@@ -22,7 +22,7 @@ from .reading import to_rgb, turn
 
 # %% ../nbs/parts/prediction.ipynb #p04a-bythereader
 def _by_the_reader(image) -> np.ndarray:
-    "The pixels of an opened image, as if it came from a file; an `ImageError` if it is damaged."
+    "The pixels of an opened image, read like a file, or an `ImageError` if it is damaged."
     noted = image.info.get('xmp') or image.info.get('XML:com.adobe.xmp') or b''
     how = turn(image, dict(xmp=noted.encode() if isinstance(noted, str) else noted))
     try:
@@ -63,7 +63,7 @@ def _array_pixels(x: np.ndarray) -> np.ndarray:  # H × W × 3, uint8
 def as_pixels(
     image,  # a path, bytes, an open file, a Pillow image, or an array H × W (× 1, 3, 4)
 ) -> np.ndarray:  # H × W × 3, uint8, RGB
-    "The pixels of a picture, which is never written to; a `ValueError` says what may be given."
+    "The pixels of a picture, which is never written to. A `ValueError` says what may be given."
     if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
         return read_rgb(image)
     if hasattr(image, 'read') and isinstance(data := image.read(), bytes):
@@ -80,14 +80,14 @@ def usable_preprocess(
     name: str,  # of that file, for the error
     whole_image: bool = False,  # crop the centre, whatever the weights were trained on
 ) -> Preprocess:
-    "The preprocessing of a weights file; a `WeightsError` if its faces came from another detector."
+    "The preprocessing of a weights file, or a `WeightsError` if another detector found its faces."
     preprocess = Preprocess(**settings['preprocess'])
     if whole_image:
         return replace(preprocess, crop='whole')
     if preprocess.crop == 'face' and preprocess.detector != DETECTOR:
         raise WeightsError(
-            f'{name} was trained on faces found by {preprocess.detector!r}; '
-            f'this version has {DETECTOR!r}.'
+            f'{name} was trained on faces found by {preprocess.detector!r}, '
+            f'but this version has {DETECTOR!r}.'
         )
     return preprocess
 
@@ -123,7 +123,7 @@ def detect_crops(
     return Crops(crops, len(found) - len(crops))
 
 # %% ../nbs/parts/prediction.ipynb #p04-doubts
-# The reasons that are the network's; all others are quality issues of the picture.
+# The reasons that are the network's. All others are quality issues of the picture.
 DOUBTS = ('views_disagree', 'close_call')
 
 # %% ../nbs/parts/prediction.ipynb #p04-prediction
@@ -131,19 +131,19 @@ DOUBTS = ('views_disagree', 'close_call')
 class Scores:
     "The network's scores of N crops, in the world's sense: fake is synthesised or manipulated."
 
-    logit: np.ndarray  # N, float32: > 0 leans to fake; the mean over the views, not calibrated
+    logit: np.ndarray  # N, float32: the mean over the views, not calibrated. > 0 leans to fake
     p_fake: np.ndarray  # N, float32, in [0, 1]: the logit, calibrated
     features: np.ndarray  # N × F, float32: pooled features, of the first view
-    cam: np.ndarray  # N × h × w, float32: class activation map; its mean is the logit. Or None
+    cam: np.ndarray  # N × h × w, float32, or None: class activation map, whose mean is the logit
     view_logits: np.ndarray  # N × V, float32: the logit of each view
     threshold: float  # a crop is fake where p_fake is at least this
     lower_threshold: float  # a crop is real where p_fake is below this
     disagree: np.ndarray  # N, bool: one view says fake and another real
     inverted: bool  # the data set's `fake` is the world's `real`
     image: np.ndarray  # N, int: the picture that each crop is from
-    box: np.ndarray  # N × 4, float32: left, top, width, height; nan for a whole picture
+    box: np.ndarray  # N × 4, float32: left, top, width, height, or nan for a whole picture
     quality_issue: np.ndarray  # N, str: of the picture (`no_face`, `too_dark`, …), or empty
-    left_out: np.ndarray = None  # N, int: faces of the crop's picture without a crop; None: none
+    left_out: np.ndarray = None  # N, int: faces of the crop's picture without a crop. None: 0
     many_faces: dict = None  # how the threshold rises with the faces, see `threshold_for`
 
     def __post_init__(self):
@@ -166,7 +166,7 @@ class CropVerdicts(Scores):
 
     @property
     def unsure_reason(self) -> np.ndarray:  # N, str
-        "Why a crop is `unsure`: its quality issue, or one of `DOUBTS`; empty where it is not."
+        "Why a crop is `unsure`: its quality issue, or one of `DOUBTS`. Empty where it is not."
         between = (self.p_fake >= self.lower_threshold) & (self.p_fake < self.threshold)
         doubt = np.where(self.disagree, 'views_disagree', np.where(between, 'close_call', ''))
         return np.where(self.quality_issue != '', self.quality_issue, doubt)
@@ -219,7 +219,7 @@ class Prediction(CropVerdicts):
         return [_picture_verdict(self, crop) for crop in self.deciding]
 
     @property
-    def picture_threshold(self) -> np.ndarray:  # one a picture; infinite where none is known
+    def picture_threshold(self) -> np.ndarray:  # one a picture, infinite where none is known
         "The `p_fake` from which each picture is called fake."
         return np.array([_picture_threshold(self, crop) for crop in self.deciding])
 
@@ -228,11 +228,11 @@ class Prediction(CropVerdicts):
         return np.array([verdict for verdict, _ in self.pictures])
 
     @property
-    def picture_unsure_reason(self) -> np.ndarray:  # one a picture; empty where it is not `unsure`
+    def picture_unsure_reason(self) -> np.ndarray:  # one a picture, empty where it is not `unsure`
         return np.array([reason for _, reason in self.pictures])
 
 # %% ../nbs/parts/prediction.ipynb #p04a-worldsign
-def world_sign(settings: dict) -> float:  # 1; -1 where the network's `fake` is the world's `real`
+def world_sign(settings: dict) -> float:  # 1, -1 where the network's `fake` is the world's `real`
     "What a logit is multiplied by, so that > 0 means fake in the world's sense."
     sign = -1.0 if settings['fake_means'] == 'photograph' else 1.0
     return sign if settings['classes'] == ['real', 'fake'] else -sign

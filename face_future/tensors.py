@@ -17,7 +17,7 @@ from .model_config import WeightsError, read_settings
 
 # %% ../nbs/parts/tensors.ipynb #x02-plain
 def plain_state(state, name: str) -> dict:  # name -> tensor
-    "The state dict in what a `.pth` file holds; a `WeightsError` if there is none."
+    "The state dict in what a `.pth` file holds, or a `WeightsError` if there is none."
     if not isinstance(state, dict):
         raise WeightsError(f'{name}: holds a {type(state).__name__}, not a state dict.')
     state = state.get('state_dict', state.get('model', state))
@@ -48,7 +48,7 @@ def read_state(file: str | Path) -> tuple[dict, dict | None]:  # tensors, and th
 
 # %% ../nbs/parts/tensors.ipynb #m02-remap
 def from_torchvision(state: dict, model: nn.Module) -> dict:
-    "torchvision's EfficientNet tensors under timm's names; an ImageNet head makes room for ours."
+    "torchvision's EfficientNet tensors under timm's names. An ImageNet head makes room for ours."
     own = model.state_dict()
     state = dict(state)
     if state['classifier.1.weight'].shape[0] != model.num_classes:
@@ -72,7 +72,7 @@ def misfits(model: nn.Module, state: dict, head: bool = True) -> list[str]:
 
 # %% ../nbs/parts/tensors.ipynb #m02-fit
 def fit_state(model: nn.Module, state: dict, name: str, head: bool = True) -> None:
-    "Load `state` into `model`; without `head`, the classifier may be missing or of another size."
+    "Load `state` into `model`. Without `head`, the classifier may be missing or of another size."
     if 'features.0.0.weight' in state:
         state = from_torchvision(state, model)
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
@@ -80,7 +80,7 @@ def fit_state(model: nn.Module, state: dict, name: str, head: bool = True) -> No
     bad = misfits(model, state, head)
     if bad:
         raise WeightsError(
-            f'{name}: does not fit this architecture; {len(bad)} of {len(own)} tensors are missing '
+            f'{name}: does not fit this architecture. {len(bad)} of {len(own)} tensors are missing '
             f'or of another shape, for instance {bad[0]}.'
         )
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
@@ -97,7 +97,7 @@ def _ends_new_block(key: str, large: dict, small: dict) -> bool:
 @torch.no_grad()
 def grow(
     small: nn.Module,  # a timm EfficientNet with trained weights
-    large: nn.Module,  # a wider or deeper one of the same family, at random; changed in place
+    large: nn.Module,  # a wider or deeper one of the same family, at random, changed in place
 ) -> nn.Module:  # `large`
     "Make `large` compute what `small` does: in eval mode its first features are `small`'s."
     old = small.state_dict()

@@ -53,7 +53,7 @@ def _check_arch(arch):
     if not unknown:
         return
     near = difflib.get_close_matches(unknown[0], timm.list_models(), 3, 0) if arch else []
-    known = f'timm {timm.__version__} has no such network; near it are'
+    known = f'timm {timm.__version__} has no such network. Near it are'
     raise ValueError(f'--arch {arch}: {known} {", ".join(near) or "none"}.')
 
 # %% ../nbs/03_train.ipynb #t03-check
@@ -69,12 +69,12 @@ def check_recipe(recipe: Recipe):
 
 # %% ../nbs/03_train.ipynb #t03-metrics
 def auroc(preds, targs):
-    "AUROC of logits N × 2 against labels N; nan where one class is missing."
+    "AUROC of logits N × 2 against labels N, or nan where one class is missing."
     return area(targs.cpu(), (preds[:, 1] - preds[:, 0]).float().cpu())
 
 
 def auroc_se(preds, targs):
-    "Its standard error (DeLong); nan where a class has fewer than two pictures."
+    "Its standard error (DeLong), or nan where a class has fewer than two pictures."
     return auroc_error(targs.cpu(), (preds[:, 1] - preds[:, 0]).float().cpu())
 
 # %% ../nbs/03_train.ipynb #t03-getlearner
@@ -132,13 +132,13 @@ def _fit(learn, checkpoint, recipe, progress):
 def train(
     labels: Labels,  # from chapter 00
     recipe: Recipe,  # the choices
-    out: str | Path,  # folder for the run; an unfinished run of the same recipe in it is resumed
+    out: str | Path,  # folder for the run, where an unfinished run of the same recipe is resumed
     figures_from=None,  # with `train_on_all`: a run that held images out, to be quoted
     progress: bool = True,  # bars and a table
     about: str = '',  # for people, kept with the weights: what they have learnt, which licence
     cbs=(),  # more fastai callbacks
 ) -> Path:  # the best weights, `model_best.safetensors`
-    "Train, resume, keep the best; raises `ValueError` for a recipe or labels that can't work."
+    "Train, resume, keep the best. Raises a `ValueError` for a recipe or labels that can't work."
     check_recipe(recipe)
     preprocess = _preprocess(recipe)
     teachers = load_teachers(recipe.teachers, preprocess, labels.fake_means)
@@ -163,7 +163,7 @@ def train(
 # %% ../nbs/03_train.ipynb #t03-measurefn
 def measure(
     run,  # folder of a finished run
-    by: str = 'label',  # `label`: against the given labels; `folder`: against the folders' names
+    by: str = 'label',  # `label`: against the given labels, `folder`: against the folders' names
 ) -> dict:  # n, accuracy and AUROC with their intervals, minutes of training
     "The held-out figures of a finished run, in the data set's own words."
     run = Path(run)

@@ -23,18 +23,23 @@ from .plots import colours, save_figure
 
 _all_ = [Seen, mean_interval, see, separation, draw, save_figure, scatter]  # offered here too
 
+# %% ../nbs/05_tsne.ipynb #t05-enoughfn
+def _check_enough(n: int, perplexity: float):
+    "A `ValueError` if `n` pictures are too few for this perplexity."
+    if n <= 3 * perplexity:
+        raise ValueError(
+            f'{n} pictures are too few for a perplexity of {perplexity:g}: '
+            f'keep it below a third of them, {n / 3:.0f}.'
+        )
+
 # %% ../nbs/05_tsne.ipynb #t05-planefn
 def plane(
     features: np.ndarray,  # N × F
     perplexity: float = 30,  # must be below N/3
     seed: int = 0,
 ) -> np.ndarray:  # N × 2, float32
-    "t-SNE (van der Maaten and Hinton 2008) after PCA to 50; a `ValueError` for too few pictures."
-    if len(features) <= 3 * perplexity:
-        raise ValueError(
-            f'{len(features)} pictures are too few for a perplexity of {perplexity:g}: '
-            f'keep it below a third of them, {len(features) / 3:.0f}.'
-        )
+    "t-SNE (van der Maaten and Hinton 2008) after PCA to 50. Too few pictures are a `ValueError`."
+    _check_enough(len(features), perplexity)
     x = np.asarray(features, np.float32)
     x = PCA(min(50, *x.shape), random_state=seed).fit_transform(x)
     return TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(x)

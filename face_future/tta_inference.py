@@ -61,9 +61,9 @@ def _named_views(text: str) -> tuple:
 
 # %% ../nbs/04_tta_inference.ipynb #p04-getviews
 def get_views(
-    views: str | list | tuple,  # a name from `VIEW_SETS`; or names from `VIEWS`, maybe with commas
+    views: str | list | tuple,  # a name from `VIEW_SETS`, or names from `VIEWS`, maybe with commas
 ) -> tuple:  # names of single views
-    "The views meant by `views`; a `ValueError` names those that there are."
+    "The views meant by `views`. A `ValueError` names those that there are."
     names = _named_views(views) if isinstance(views, str) else tuple(views)
     bad = [v for v in names if v not in VIEWS]
     if bad or not names:
@@ -87,7 +87,7 @@ def mean_map(
 def picture_list(
     images,  # a list of what `as_pixels` takes (paths, bytes, arrays, …), or one of them
 ) -> list:
-    "A list in any case; a `ValueError` if it is empty."
+    "A list in any case, or a `ValueError` if it is empty."
     single = str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, Image.Image, dict
     one = isinstance(images, single) or hasattr(images, 'read')
     images = [images] if one or not isinstance(images, Iterable) else list(images)
@@ -102,11 +102,11 @@ class LoadedWeights:
     def __init__(
         self,
         weights: str | Path | None = None,  # a file or packaged name, see `find_weights`
-        views: str | list | tuple | None = None,  # see `get_views`; None: the weights' own
-        device: str | None = None,  # `cpu`, `cuda`; None takes a GPU if there is one
+        views: str | list | tuple | None = None,  # see `get_views` (None: the weights' own)
+        device: str | None = None,  # `cpu` or `cuda`, None for a GPU if there is one
         settings: dict = None,  # what a bare state dict lacks (arch, preprocess, fake_means, …)
         whole_image: bool = False,  # crop the centre, whatever the weights were trained on
-        backend: str | None = None,  # see `make_backend`; None takes the fastest that is installed
+        backend: str | None = None,  # see `make_backend`, None for the fastest that is installed
         streams: int = 1,  # calls of `predict` that may run at once, each on its share of the cores
         max_faces: int = 100,  # crops of a picture at most, the largest faces first
     ):
@@ -129,18 +129,18 @@ class LoadedWeights:
 
 # %% ../nbs/04_tta_inference.ipynb #p04-class
 class Predictor(LoadedWeights):
-    "Weights, and what predicts with them; see `Prediction` for what it gives."
+    "Weights, and what predicts with them. See `Prediction` for what it gives."
 
     def __repr__(self):
         "Which weights these are, and how they predict."
         what = 'faces' if self.preprocess.crop == 'face' else 'whole pictures'
         how = f'{what} at {self.preprocess.size} px, views {", ".join(self.views)}'
-        return f'Predictor({self.settings.stamp}: {how}; {self.backend.name} on {self.device})'
+        return f'Predictor({self.settings.stamp}: {how}, by {self.backend.name} on {self.device})'
 
     def detect(
         self,
         rgb: np.ndarray,  # H × W × 3, uint8
-        most: int = None,  # crops at most; None: `max_faces`
+        most: int = None,  # crops at most (None: `max_faces`)
     ) -> list:  # `Crops`: of (network input, box or None, quality issue or '')
         "The crops of a picture: every face, or the centre."
         return detect_crops(rgb, self.preprocess, self.finder, most or self.max_faces)
@@ -154,11 +154,8 @@ class Predictor(LoadedWeights):
             cam = self.sign * mean_map(cam, self.views)
         return make_prediction(crops, view_logits, features[: len(x)], cam, self.settings)
 
-    def __call__(
-        self,
-        images,  # one picture or several, see `picture_list`
-    ) -> Prediction:
-        "Predict a few pictures at once; an `ImageError` if one can't be read."
+    def __call__(self, images) -> Prediction:  # images: one or several, see `picture_list`
+        "Predict a few pictures at once, or raise an `ImageError` if one can't be read."
         return self.predict([self.detect(as_pixels(i)) for i in picture_list(images)])
 
 # %% ../nbs/04_tta_inference.ipynb #p04-predictfolder
@@ -203,7 +200,7 @@ def compare_views(
     is_fake,  # N, in the world's sense
     sets=('single', 'flip', 'rot90', 'rot180', 'vflip', 'transpose', 'original', 'turns'),
     rounds: int = 2000,  # of the bootstrap
-) -> list:  # of dicts: views, n, accuracy, AUROC, gain in accuracy; each with its 95 % interval
+) -> list:  # of dicts: views, n, and accuracy, AUROC, gain in accuracy with 95 % intervals
     "Accuracy (Wilson), AUROC (DeLong) and paired gain (bootstrap over images) of sets of views."
     from face_future.metrics import accuracy_gain, score
 

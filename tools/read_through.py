@@ -49,7 +49,7 @@ def changed_weights(nb, saved) -> list:
 
 
 def read_notebook(file, timeout=900) -> list:
-    "Run a notebook in a fresh kernel, in its own folder; sentences on what a reader stumbles over."
+    "Run a notebook in a fresh kernel, in its own folder. Gives sentences on what it stumbles over."
     nb = nbformat.read(file, 4)
     saved = {c.id: stamps(c) for c in nb.cells}
     prepare(nb)
@@ -77,7 +77,7 @@ def notebooks(folder) -> list:
 
 
 def read_book(files):
-    "`read_notebook` for each file, with its seconds; ends with status 1 if one stumbled."
+    "`read_notebook` for each file, with its seconds. The exit status is 1 if one stumbled."
     bad = 0
     for file in files:
         start = time.time()

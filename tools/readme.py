@@ -11,7 +11,7 @@ from face_future.card import over_sources
 from face_future.model_config import read_settings
 
 BLOCK = re.compile(r'(<!-- results: .*? -->\n).*?(<!-- end of results -->)', re.S)
-NAMES = {  # of the fakes; what a pair has besides is in the sentence above the table
+NAMES = {  # of the fakes: what a pair has besides is in the sentence above the table
     'dfdc': 'DFDC face swaps, frames of videos',
     'stylegan': 'StyleGAN faces',
     'stylegan2': 'StyleGAN2 faces',
@@ -47,7 +47,7 @@ def percent(share, digits):
 
 
 def row(pair, found):
-    "A pair of sources as a row of the table; `found` maps its metrics to their figures."
+    "A pair of sources as a row of the table, where `found` maps its metrics to their figures."
     auroc = found['auroc']
     cells = [
         pair_name(pair),
@@ -88,9 +88,9 @@ def note(settings):
     return (
         f'Weights `faces {settings["checksum"]}`: `fake` from a `p_fake` of '
         f'{settings["threshold"]:.3f}, so that at most {percent(guarantee["max_fpr"], 0)} of '
-        f'photographs like these are called fake, {sources}; `real` below '
+        f'photographs like these are called fake, {sources}, `real` below '
         f'{settings["lower_threshold"]:.3f}, so that at most {percent(guarantee["max_miss"], 0)} '
-        f'of such fakes are called real{over}; `unsure` in between.'
+        f'of such fakes are called real{over}, and `unsure` between.'
     )
 
 

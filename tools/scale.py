@@ -1,11 +1,10 @@
 """Measure batches on Ray: `python tools/scale.py rate PICTURES`, or `kills PICTURES`.
 
-PICTURES is a folder of photographs; each is taken several times, under other names. `rate` runs
-`predict` and Ray with two workers and with one in turn, and takes the rate between the first part
-that was finished and the last, so that starting doesn't count. `kills` ends workers and the driver
-with SIGKILL at random moments, goes on until all is predicted, and compares what is there with what
-was asked for. Both write a table into nbs/reports/results, or
-to --out.
+PICTURES is a folder of photographs, each of which is taken several times, under other names. `rate`
+runs `predict` and Ray with two workers and with one in turn, and takes the rate between the first
+part that was finished and the last, so that starting doesn't count. `kills` ends workers and the
+driver with SIGKILL at random moments, goes on until all is predicted, and compares what is there
+with what was asked for. Both write a table into nbs/reports/results, or to --out.
 """
 
 import argparse
@@ -125,7 +124,7 @@ def time_alone(files) -> dict:
 
 
 def time_ray(cluster, address, source, workers, shard) -> dict:
-    "What Ray does; memory after a fifth of the pictures and at the end, in MB."
+    "What Ray does, with the memory after a fifth of the pictures and at the end, in MB."
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, '-c', RAY, str(source), out, str(workers), str(shard), address]
         driver = psutil.Popen(command, stdout=subprocess.DEVNULL)
@@ -164,7 +163,7 @@ def ray_here():
 
 
 def rate(folder, n, rounds, shard, workers) -> list:
-    "A row for each run; the ways take turns."
+    "A row for each run, in which the ways take turns."
     with tempfile.TemporaryDirectory() as place, ray_here() as (cluster, address):
         source = table(folder, n, Path(place))
         rows = []
@@ -177,7 +176,7 @@ def rate(folder, n, rounds, shard, workers) -> list:
 
 
 def kill_one(cluster, driver, out, rng) -> str:
-    "Kill a worker or the driver, at a random moment after a part was written; what was killed."
+    "Kill a worker or the driver, at a random moment after a part was written, and say which."
     who = rng.choice(['worker', 'driver'])
     before = len(parts(out))
     while driver.poll() is None and len(parts(out)) == before:

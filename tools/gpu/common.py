@@ -18,10 +18,10 @@ def stop(message: str):
 
 
 def need(file: str | Path, what: str) -> Path:
-    "The file or folder as a `Path`; the program ends if it is not there."
+    "The file or folder as a `Path`. The program ends if it is not there."
     file = Path(file)
     if not file.exists():
-        stop(f'{file}: no such file or folder; it should hold {what}.')
+        stop(f'{file}: no such file or folder. It should hold {what}.')
     return file
 
 
@@ -45,20 +45,20 @@ def write_json(file: str | Path, value) -> Path:
 
 
 def read_json(file: str | Path, what: str):
-    "What a JSON file holds; the program ends with a sentence if it is missing or damaged."
+    "What a JSON file holds. The program ends with a sentence if it is missing or damaged."
     try:
         return json.loads(need(file, what).read_text(encoding='utf-8'))
     except ValueError as error:
-        stop(f'{file}: not JSON ({error}); it should hold {what}.')
+        stop(f'{file}: not JSON ({error}). It should hold {what}.')
 
 
 def read_recipe(file: str | Path = RECIPE) -> dict:
-    "A recipe: all the choices of `faces.json`; the program ends if one of its keys is missing."
+    "A recipe: all the choices of `faces.json`. The program ends if one of its keys is missing."
     recipe = read_json(file, 'a recipe, as faces.json is one')
     whole = json.loads(RECIPE.read_text(encoding='utf-8'))
     for key, value in whole.items():
         known = recipe.get(key)
         inside = set(value) - set(known or ()) if isinstance(value, dict) else set()
         if key not in recipe or (inside and key not in ('boost', 'left_out')):
-            stop(f'{file}: lacks {key} {" ".join(sorted(inside))}; faces.json has all keys.')
+            stop(f'{file}: lacks {key} {" ".join(sorted(inside))}. All keys are in faces.json.')
     return recipe

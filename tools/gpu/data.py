@@ -24,19 +24,19 @@ APART, LATENT, BLEND = 0, 1, 2  # how the two of a couple belong together
 
 @lru_cache(maxsize=None)  # one for each process: a memory map can't be sent to a worker
 def mapped(file: str, changed: int) -> np.memmap:
-    "A file's bytes, mapped into memory; `changed` (see `os.stat`) tells a file from its successor."
+    "A file's bytes, mapped into memory. `changed` (see `os.stat`) tells a file from its successor."
     return np.memmap(file, np.uint8, 'r')
 
 
 def read_part(file: Path) -> list:  # of dicts: the row, its file, and offset and bytes in it
-    "The rows of one part; the program ends if it is damaged."
+    "The rows of one part. The program ends if it is damaged."
     try:
         with tarfile.open(file, 'r:') as tar:
             members = {m.name: m for m in tar.getmembers()}
             rows = json.load(tar.extractfile(members['rows.json']))
         at = [(members[r['name']].offset_data, members[r['name']].size) for r in rows]
     except (tarfile.TarError, KeyError, ValueError, OSError) as error:
-        stop(f'{file}: not a part that pack.py wrote, or cut off ({error}); carry it again.')
+        stop(f'{file}: not a part that pack.py wrote, or cut off ({error}). Carry it again.')
     place = dict(file=str(file), changed=file.stat().st_mtime_ns)
     return [r | place | dict(at=a, size=n) for r, (a, n) in zip(rows, at, strict=True)]
 
@@ -45,7 +45,7 @@ def read_parts(folder: str | Path) -> list:  # of dicts, see `read_part`
     "The rows of all parts in a folder."
     files = sorted(Path(folder).glob('part-*.tar'))
     if not files:
-        stop(f'{folder}: no part-*.tar there; pack.py writes them.')
+        stop(f'{folder}: no part-*.tar there. The script pack.py writes them.')
     return [row for file in files for row in read_part(file)]
 
 
@@ -79,7 +79,7 @@ class Crops:
 
 
 class PairStore:
-    "Photographs and reconstructions, made on the GPU while training goes on; a ring in a file."
+    "Photographs and reconstructions, made on the GPU while training goes on, as a ring in a file."
 
     def __init__(self, folder: str | Path, kept: int, side: int):
         self.folder = str(folder)
@@ -87,7 +87,7 @@ class PairStore:
         self.shape = kept, 2, 3 * side * side
 
     def create(self):
-        "Empty files of full length; on Linux they take space only as they fill."
+        "Empty files of full length. On Linux they take space only as they fill."
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         for name, size in (('pairs.bin', int(np.prod(self.shape))), ('pairs.meta', 16 * self.kept)):
             with open(f'{self.folder}/{name}', 'wb') as f:
@@ -106,7 +106,7 @@ class PairStore:
         return int((self.meta[:, 0] > 0).sum())
 
     def put(self, k: int, row: int, photo: np.ndarray, fake: np.ndarray, is_pasted: bool):
-        "Write pair k (modulo `kept`), both side × side × 3; a reader never sees half of it."
+        "Write pair k (modulo `kept`), both side × side × 3. A reader never sees half of it."
         k %= self.kept
         n = photo.size
         self.meta[k, 0] = 0
@@ -144,13 +144,13 @@ class Sources:
             stop('No family of the recipe has four photographs and four fakes in these parts.')
 
     def _family(self, family):
-        "Share, cells of photographs, cells of fakes; None where one of the two is missing."
+        "Share, cells of photographs, cells of fakes, or None where one of the two is missing."
         real = [(s, False) for s in family['real'] if (s, False) in self.cells]
         fake = [(s, True) for s in family['fake'] if (s, True) in self.cells]
         return (family['share'], real, fake) if real and fake else None
 
     def weight(self, cell: tuple) -> float:
-        "The root of its size, so that small sources count; some are boosted."
+        "The root of its size, so that small sources count. Some are boosted."
         source, fake = cell
         boost = self.boost.get(source, 1) if fake else 1
         return len(self.cells[cell]) ** 0.5 * boost
@@ -182,7 +182,7 @@ class Couples:
             self.enough = self.pairs.ready() > self.recipe['pairs']['ready']
         return self.enough
 
-    def draw(self) -> tuple:  # kind; row, picture of each
+    def draw(self) -> tuple:  # kind, then row and picture of each
         "Two squares of size × size × 3, and what they are."
         u = self.rng.random()
         latent = self.recipe['latent_share'] if self.pairs else 0
@@ -216,7 +216,7 @@ class Couples:
         return rows, [cut(*c) for c in cuts]
 
     def _corrupted(self, kind, two):
-        "Both corrupted; half of the couples of one picture suffer the same."
+        "Both corrupted. Half of the couples of one picture suffer the same."
         seeds = [self.rng.getrandbits(32) for _ in two]
         if kind != APART and self.rng.random() < 0.5:
             seeds[1] = seeds[0]
@@ -224,7 +224,7 @@ class Couples:
         return [corrupted(x, random.Random(s), *how) for x, s in zip(two, seeds, strict=True)]
 
     def draw_safely(self) -> tuple:
-        "`draw`, again if OpenCV stumbles over an odd face; five times, and the error is raised."
+        "`draw`, again if OpenCV stumbles over an odd face. The fifth time, the error is raised."
         for left in range(4, -1, -1):
             try:
                 return self.draw()
@@ -282,7 +282,7 @@ class Photographs(IterableDataset):
         raise ValueError('No photographs in the parts are large enough to be reconstructed.')
 
     def _draw(self, rng, sources, fits):
-        "A dict of a batch; None where too few photographs are large enough for the side."
+        "A dict of a batch, or None where too few photographs are large enough for the side."
         p = self.recipe['pairs']
         [kind] = rng.choices(list(p['kinds']), list(p['kinds'].values()))
         low, high = np.log(p['least_side']), np.log(p['most_side'])

@@ -18,16 +18,16 @@ from torch.nn import functional as F
 
 
 def read_state(file: str | Path, what: str) -> dict:  # name -> tensor, float32
-    "A state dict from safetensors; the program ends with a sentence if it can't be read."
+    "A state dict from safetensors. The program ends with a sentence if it can't be read."
     try:
         state = load_file(need(file, what))
     except SafetensorError as error:
-        stop(f'{file}: not whole safetensors ({error}); it should hold {what}.')
+        stop(f'{file}: not whole safetensors ({error}). It should hold {what}.')
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def fill(net: nn.Module, state: dict, name: str | Path) -> nn.Module:
-    "Load a state dict; the program ends with a sentence if it is another network's."
+    "Load a state dict. The program ends with a sentence if it is another network's."
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
@@ -91,7 +91,7 @@ class Student(nn.Module):
 
 
 def make_net(arch: str, drop_path: float = 0.0) -> nn.Module:
-    "A timm network with two outputs, real and fake; it must be built as EfficientNets are."
+    "A timm network with two outputs, real and fake, built as EfficientNets are."
     if not timm.is_model(arch):
         stop(f'{arch}: timm {timm.__version__} has no network of that name.')
     net = timm.create_model(arch, num_classes=2, drop_path_rate=drop_path)
@@ -101,7 +101,7 @@ def make_net(arch: str, drop_path: float = 0.0) -> nn.Module:
 
 
 def parameter_groups(student: Student, rates: list) -> list:  # of dicts for an optimizer
-    "Early blocks, late blocks and heads, with their peak learning rates; each parameter once."
+    "Early blocks, late blocks and heads, with their peak learning rates, each parameter once."
     early = ['net.conv_stem', 'net.bn1', *(f'net.blocks.{i}.' for i in range(3))]
     heads = ('net.classifier', 'imitate_')
     groups = [[], [], []]
@@ -148,7 +148,7 @@ class Clip(nn.Module):
         try:
             state = clip_to_timm(read_state(file, 'CLIP, as clip.py writes it'))
         except KeyError as error:
-            stop(f'{file}: lacks {error}; clip.py makes the file from the ONNX file of CLIP.')
+            stop(f'{file}: lacks {error}. The script clip.py makes it from the ONNX file of CLIP.')
         fill(self.net, state, file).requires_grad_(False)
         self.blocks = blocks
         self.token_block = token_block
@@ -177,7 +177,7 @@ class Basis(nn.Module):
         self.register_buffer('axes', torch.zeros(inputs, components))
 
     def fit(self, x: torch.Tensor, most: int = 6000) -> float:  # share of the spread that is kept
-        "From N × inputs; fewer than `components` pictures leave the rest at zero."
+        "From N × inputs. Fewer than `components` pictures leave the rest at zero."
         self.mean.copy_(x.mean(0))
         self.spread.copy_(x.std(0) + 1e-3)
         z = self.standard(x)[:most]
@@ -195,7 +195,7 @@ class Basis(nn.Module):
 
 
 class BlindHeads(nn.Module):
-    "A head for each fold, which never learns from the groups of that fold; B × F -> B × folds."
+    "A head for each fold, which never learns from the groups of that fold: B × F -> B × folds."
 
     def __init__(self, features: int, folds: int, hidden: int):
         super().__init__()
@@ -221,7 +221,7 @@ def _conv(n):
 
 
 class Block(nn.Module):
-    "Three 3 × 3 convolutions of `n` channels with a shortcut; `pool` adds a bottleneck before."
+    "Three 3 × 3 convolutions of `n` channels with a shortcut, after a bottleneck if `pool`."
 
     def __init__(self, n: int, pool: bool = False):
         super().__init__()
@@ -253,7 +253,7 @@ def encoder(latents: int = 32, n: int = 64) -> nn.Sequential:
 
 
 def decoder(latents: int = 32, n: int = 64) -> nn.Sequential:
-    "The way back; values may lie a little beyond 0 and 1."
+    "The way back, whose values may lie a little beyond 0 and 1."
     layers = [Clamp(), nn.Conv2d(latents, n, 3, padding=1), nn.ReLU()]
     layers += [Block(n, pool=True) for _ in range(3)]
     for blocks in (3, 3, 1):

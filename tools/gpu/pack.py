@@ -2,8 +2,8 @@
 
 Each picture of the split *train* gives one crop, of its largest face: a square of margin 1.5, at
 most 272 pixels, as JPEG. They go into tars of at most 59 MB (`part-000.tar`, …), so that they can
-be carried piece by piece; `index.json` lists them with their checksums when all are there. A second
-call goes on where the first was ended, for each part appears whole or not at all.
+be carried piece by piece. When all are there, `index.json` lists them with their checksums. A
+second call goes on where the first was ended, for each part appears whole or not at all.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def stored_face(row) -> Face | None:
 
 
 def usable(faces, least: int) -> Face | None:
-    "The largest face, if it is large enough; one that is cut by the edge will do."
+    "The largest face, if it is large enough. One that is cut by the edge will do."
     faces = [f for f in faces or [] if f.quality_issue in ('', 'face_cut')]
     faces = [f for f in faces if min(f.box[2:]) >= least]
     return faces[0] if faces else None
@@ -91,7 +91,7 @@ def jpeg_of(crop: np.ndarray, quality: int) -> bytes:
 
 
 def packed(item: dict, settings: dict) -> tuple | None:  # a dict for rows.json, JPEG
-    "One row, packed; None if its picture can't be read, or its crop is too small."
+    "One row, packed, or None if its picture can't be read, or its crop is too small."
     try:
         rgb = read_rgb(item['file'])
     except (ImageError, OSError):
@@ -147,7 +147,7 @@ def in_order(labels: Labels, settings: dict) -> list:  # of row numbers
 
 
 def items_of(labels: Labels, settings: dict, cache=None) -> list:  # of dicts
-    "What there is to pack, in its order; rows without a usable face are left out."
+    "What there is to pack, in its order. Rows without a usable face are left out."
     faces = faces_of(labels, settings, cache)
     is_fake = labels.is_fake
     rows, files = labels.rows, labels.files  # once: the table makes the list anew each time
@@ -179,7 +179,7 @@ def begin(folder: Path, labels: Labels, settings: dict) -> list:  # of rows alre
     key = hashlib.sha256(about).hexdigest()
     note = folder / 'packing.json'
     if note.exists() and read_json(note, 'what is packed here')['key'] != key:
-        stop(f'{folder}: holds parts of other labels or settings; give another folder.')
+        stop(f'{folder}: holds parts of other labels or settings. Give another folder.')
     write_json(note, dict(key=key, margin=settings['margin'], most_side=settings['most_side']))
     return [row for file in sorted(folder.glob('part-*.tar')) for row in read_part(file)]
 

@@ -1,6 +1,6 @@
 """From the crop of a face to what the network is trained on: cut, corrupted, blended with itself.
 
-All pictures are H × W × 3 uint8 RGB; `rng` is a `random.Random`: one seed gives one picture.
+All pictures are H × W × 3 uint8 RGB, and `rng` is a `random.Random`: one seed gives one picture.
 The masks are those of face_future.augment, which can't be imported here: it needs albumentations
 and pandas. nbs/checks/gpu_training.ipynb asserts that the two give the same mask.
 """
@@ -43,7 +43,7 @@ def bounded(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Geometry:
-    "How a face is cut out; both halves of a pair share one."
+    "How a face is cut out. Both halves of a pair share one."
 
     margin: float  # side of the square in units of the face's longer side
     dx: float  # shift, in units of the square's side
@@ -53,7 +53,7 @@ class Geometry:
 
 
 def draw_geometry(rng: random.Random, zoom: bool = True) -> Geometry:
-    "A third at margin 1.3; else 1.1 to 1.5, with `zoom` sometimes 0.8 to 1.1."
+    "A third at margin 1.3, else 1.1 to 1.5, with `zoom` sometimes 0.8 to 1.1."
     u = rng.random()
     if u < 0.35:
         margin = 1.3
@@ -91,7 +91,7 @@ def cut(rgb: np.ndarray, box, g: Geometry) -> np.ndarray:
 
 
 def _tones(rng, k):
-    "A curve for each channel: brightness and contrast, gamma, or a shift by channel; 256 × 3."
+    "A curve for each channel, 256 × 3: brightness and contrast, gamma, or a shift by channel."
     levels = np.arange(256, dtype=np.float32)
     if k < 0.4:
         curve = (levels - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-40, 40)
@@ -176,7 +176,7 @@ def compressed(rgb: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def corrupted(rgb: np.ndarray, rng: random.Random, strength: float, size: int) -> np.ndarray:
-    "A square with what pictures suffer; `strength` multiplies the chances of most corruptions."
+    "A square with what pictures suffer. `strength` multiplies the chances of most corruptions."
     if rng.random() < 0.3:
         rgb = recoloured(rgb, rng)
     if rng.random() < 0.05:
@@ -227,7 +227,7 @@ def _hull_mask(landmarks, height, width, rng):
 
 
 def _bend(mask, eye, rng):
-    "A mask with its border bent at random; `eye` is the distance between the eyes, in pixels."
+    "A mask with its border bent at random. `eye` is the distance between the eyes, in pixels."
     height, width = mask.shape
     bend = rng.uniform(-1, 1, (height, width, 2)).astype(np.float32)
     bend = cv2.GaussianBlur(bend, (0, 0), 0.15 * eye)

@@ -1,7 +1,7 @@
 """What teaches the student beside the labels: CLIP with heads of its own, and pairs made live.
 
 Heads on CLIP's features learn from the labels while the student does, and say their opinion of each
-picture (distillation, Hinton et al. 2015); student and teacher see the very same corrupted square
+picture (distillation, Hinton et al. 2015). Student and teacher see the very same corrupted square
 (Beyer et al. 2022). Each head is blind to one fold of the groups, and only that head is asked about
 them, so that no opinion is a memory. The student also imitates the features (Romero et al. 2015).
 """
@@ -22,7 +22,7 @@ from data import APART, Crops, PairStore, Photographs
 
 
 def loader(dataset, workers: int, device: str) -> DataLoader:
-    "Batches of an endless data set, from worker processes; 0: from this one."
+    "Batches of an endless data set, from worker processes, or with 0 from this one."
     ahead = dict(prefetch_factor=2, worker_init_fn=own_group) if workers else {}
     pin = device == 'cuda'
     return DataLoader(dataset, None, num_workers=workers, pin_memory=pin, **ahead)
@@ -67,7 +67,7 @@ class Eyes:
 
     @torch.no_grad()
     def fit_bases(self, batches, may=None) -> str:  # what was kept, in words
-        "The components that are imitated, from the first batches; `may`: only from such rows."
+        "The components that are imitated, from the first batches, with `may` only from such rows."
         features, tokens, seen = [], [], 0
         while seen < self.settings['basis_pictures']:
             x, about = next(batches)
@@ -82,7 +82,7 @@ class Eyes:
 
 
 class Teacher:
-    "Heads that learn on what CLIP sees; what they say of a batch of pictures."
+    "Heads that learn on what CLIP sees, and what they say of a batch of pictures."
 
     def __init__(self, eyes: Eyes, crops: Crops, settings: dict, device: str):
         s = self.settings = settings
@@ -95,7 +95,7 @@ class Teacher:
         self.asked = torch.from_numpy(asked).to(device)  # N bool: are there opinions of this row
 
     def __call__(self, seen: dict, about, step: int, left: float) -> dict:
-        "Let the heads learn from what was seen, then ask them; `left`: the share still to come."
+        "Let the heads learn from what was seen, then ask them. `left` is the share still to come."
         fake, kind, row = about.T
         fold = self.fold[row]
         z = seen['standard']
@@ -113,7 +113,7 @@ class Teacher:
         return self.settings['lr'] * warm * max(0.05, left)
 
     def _learn(self, z, fake, fold, use, rate):
-        "One step of the heads, each on the folds that it may see; its mean loss."
+        "One step of the heads, each on the folds that it may see, and their mean loss."
         self.heads.train()
         logits = self.heads(z)
         others = torch.arange(logits.shape[1], device=z.device)[None] != fold[:, None]

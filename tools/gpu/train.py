@@ -49,7 +49,7 @@ class Learner:
         self.average = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
 
     def step(self, loss, rate: float) -> tuple:  # norm of the gradient, was it finite
-        "One step, `rate` times the peak rates; a gradient that isn't finite changes nothing."
+        "One step, `rate` times the peak rates. A gradient that isn't finite changes nothing."
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
@@ -62,7 +62,7 @@ class Learner:
 
     @torch.no_grad()
     def follow(self, step: int, decay: float):
-        "Move the average; in the first steps it follows faster."
+        "Move the average. In the first steps it follows faster."
         decay = min(decay, (step + 1) / (step + 20))
         state = self.net.state_dict()
         floats = [k for k, v in state.items() if v.is_floating_point()]
@@ -138,7 +138,7 @@ def rate_at(step: int, done: float, recipe: dict) -> float:  # 0 to 1, of the pe
 
 
 def share_right(logit, fake, which):
-    "The share of some of the pictures on whose side of 0 the logit is; nan if there are none."
+    "The share of some of the pictures on whose side of 0 the logit is, or nan if there are none."
     right = (logit > 0) == (fake > 0)
     return (right & which).sum() / which.sum()  # without waiting for the GPU
 
@@ -335,7 +335,7 @@ class Run:
 
 
 def read_checkpoint(out: Path) -> dict:
-    "What `--resume` goes on from; the program ends if it isn't there, or is damaged."
+    "What `--resume` goes on from. The program ends if it isn't there, or is damaged."
     file = need(out / 'checkpoint.pth', 'the run to go on with')
     try:
         return torch.load(file, map_location='cpu', weights_only=True)
@@ -348,7 +348,7 @@ def check_resumed(a, saved: dict):
     changed = [k for k in OF_THE_RUN if getattr(a, k) is not None]
     if changed:
         names = ', '.join('--' + k.replace('_', '-') for k in changed)
-        stop(f'{names}: those of the run are kept with --resume; leave them away.')
+        stop(f'{names}: those of the run are kept with --resume. Leave them away.')
     for name, began_so in saved['options']['helped_by'].items():
         if bool(getattr(a, name)) != began_so:
             stop(f'The run began with{"" if began_so else "out"} --{name}, and must go on so.')
@@ -395,7 +395,7 @@ def check_options(options: dict, saved: dict | None):
     )
     if over and over >= 1:
         reached = f'{saved["images"]} images, {saved["seconds"] / 60:.1f} minutes'
-        stop(f'The run is done ({reached}); name more --minutes or --images in all to go on.')
+        stop(f'The run is done ({reached}). Name more --minutes or --images in all to go on.')
 
 
 def arguments(args=None):
@@ -408,15 +408,15 @@ def arguments(args=None):
     add('--arch', help="timm's name of the network, if the weights don't say it")
     add('--minutes', type=float, help='length of the whole run, from its first step')
     add('--images', type=int, help='the same, in images')
-    add('--batch', type=int, help='images a step; default 256')
-    add('--clip', help='CLIP as clip.py writes it; without it only labels teach')
+    add('--batch', type=int, help='images a step (default: 256)')
+    add('--clip', help='CLIP as clip.py writes it (without it, only labels teach)')
     add('--autoencoder', nargs=2, metavar=('ENCODER', 'DECODER'), help="TAEF2's two halves")
-    small = 'a second, smaller student; default tf_efficientnet_lite0'
+    small = 'a second, smaller student (default: tf_efficientnet_lite0)'
     add('--small', nargs='?', const='tf_efficientnet_lite0', metavar='ARCH', help=small)
-    add('--small-init', help='weights that it begins with; default: random')
-    add('--recipe', help=f'JSON of all other choices; default {RECIPE.relative_to(HERE.parent)}')
-    add('--seed', type=int, help='of pictures, corruptions and dropout; default 1')
-    add('--workers', type=int, default=15, help='processes that make pictures; 0: none')
+    add('--small-init', help='weights that it begins with (default: random)')
+    add('--recipe', help=f'JSON of all other choices (default: {RECIPE.relative_to(HERE.parent)})')
+    add('--seed', type=int, help='of pictures, corruptions and dropout (default: 1)')
+    add('--workers', type=int, default=15, help='processes that make pictures (0: none)')
     add('--device', choices=['cuda', 'cpu'], help='default: cuda if there is one')
     add('--log-every', type=int, default=50, help='steps')
     add('--save-minutes', type=float, default=3, help='between two checkpoints')
@@ -428,7 +428,7 @@ def prepare(a) -> Run:
     a.device = a.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     a.out.mkdir(parents=True, exist_ok=True)
     if not a.resume and (a.out / 'checkpoint.pth').exists():
-        stop(f'{a.out}: holds a run already; go on with --resume, or give another folder.')
+        stop(f'{a.out}: holds a run already. Go on with --resume, or give another folder.')
     saved = read_checkpoint(a.out) if a.resume else None
     if saved:
         check_resumed(a, saved)
@@ -453,7 +453,7 @@ def main(args=None) -> Run:
         run.end()
         for number, handler in before.items():
             signal.signal(number, handler)
-    how = 'stopped; --resume goes on' if run.stopped else 'done'
+    how = 'stopped (--resume goes on)' if run.stopped else 'done'
     print(
         f'{a.out.name}: {how} at step {run.step}, {run.images} images, {run.seconds / 60:.1f} min'
     )

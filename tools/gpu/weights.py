@@ -1,7 +1,7 @@
 """Weights with their settings: `python tools/gpu/weights.py RUN faces_new.safetensors`.
 
 train.py writes weights in half precision. Where face_future can be imported, the settings go into
-the file; where not, they lie beside it in `recipe.json`, and this script, at home, puts the two
+the file. Where not, they lie beside it in `recipe.json`, and this script, at home, puts the two
 together. `face_future pack` then calibrates and measures them.
 """
 
@@ -19,7 +19,7 @@ KEPT = 'arch', 'preprocess', 'classes', 'fake_means', 'label_source', 'about', '
 
 
 def inside(file: str | Path) -> dict:
-    "The settings in a weights file; empty if it has none."
+    "The settings in a weights file, empty if it has none."
     try:
         with safe_open(file, 'pt') as f:
             return json.loads((f.metadata() or {}).get('face_future', '{}'))
@@ -33,7 +33,7 @@ def to_begin_with(file: str | Path) -> dict:
 
 
 def settings_for(arch: str, file: str | Path | None, size: int) -> dict:
-    "The settings of new weights that began with those of `file`; None: at random."
+    "The settings of new weights that began with those of `file`, or with None at random."
     known = to_begin_with(file) if file else {}
     if known.get('classes', ['real', 'fake']) != ['real', 'fake'] or (
         known.get('fake_means', 'generated') != 'generated'
@@ -54,7 +54,7 @@ def halved(state: dict) -> dict:
 
 
 def write(state: dict, settings: dict, file: str | Path) -> str:  # what was written, in words
-    "Weights with their settings inside; without face_future, beside `NAME.recipe.json`."
+    "Weights with their settings inside, or without face_future, beside `NAME.recipe.json`."
     try:
         from face_future.model import save_weights
     except ImportError:
