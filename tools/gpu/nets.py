@@ -26,6 +26,22 @@ def read_state(file: str | Path, what: str) -> dict:  # name -> tensor, float32
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
+def member_of(state: dict, net: nn.Module) -> dict:
+    "Of an ensemble (face_future.ensemble) the member that is such a network, with its own head."
+    own = {k: v.shape for k, v in net.state_dict().items() if not k.startswith('classifier.')}
+    numbers = sorted({k.split('.')[1] for k in state if k.startswith('bodies.')})
+    first = 0  # of its columns in the common head
+    for k in numbers:
+        start = f'bodies.{k}.'
+        body = {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)}
+        width = len(body['conv_head.weight'])
+        if {n: v.shape for n, v in body.items()} == own:
+            head = state['classifier.weight'][:, first : first + width]
+            return body | {'classifier.weight': head, 'classifier.bias': state['classifier.bias']}
+        first += width
+    return state
+
+
 def fill(net: nn.Module, state: dict, name: str | Path) -> nn.Module:
     "Load a state dict. The program ends with a sentence if it is another network's."
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import weights
 from common import HERE, RECIPE, need, read_recipe, stop, write_whole
-from nets import Student, fill, normalised, parameter_groups, read_state
+from nets import Student, fill, member_of, normalised, parameter_groups, read_state
 from teaching import Eyes, PairMaker, Teacher, loader
 from torch.nn import functional as F
 
@@ -182,7 +182,8 @@ class Run:
     def _learner(self, arch, name, taught, init):
         learner = Learner(arch, self.recipe[name], self.recipe, self.device, taught)
         if init:
-            fill(learner.net.net, read_state(init, 'weights to begin with'), init)
+            net = learner.net.net
+            fill(net, member_of(read_state(init, 'weights to begin with'), net), init)
             learner.start_average()
         return learner
 

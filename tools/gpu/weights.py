@@ -42,7 +42,10 @@ def settings_for(arch: str, file: str | Path | None, size: int) -> dict:
     cfg = timm.create_model(arch, num_classes=2).default_cfg
     preprocess = dict(mean=list(cfg['mean']), std=list(cfg['std']), interpolation='bicubic')
     preprocess |= dict(crop='face', margin=1.3, detector='yunet_2023mar')
-    preprocess |= known.get('preprocess', {}) | dict(size=size)
+    given = known.get('preprocess', {}) | dict(size=size)
+    if known.get('arch', arch) != arch:  # a member of an ensemble, or a file of another network
+        given = {k: v for k, v in given.items() if k not in ('mean', 'std')}
+    preprocess |= given
     fixed = dict(arch=arch, preprocess=preprocess, classes=['real', 'fake'])
     return known | fixed | dict(fake_means='generated')
 
