@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ORIGINAL', 'ORIGINAL_VIEWS', 'KINDS', 'predict_original', 'matmul', 'matmul_onnx', 'count_flops', 'case',
-           'take_turns', 'limit_cases', 'at_once', 'backend_cases', 'network_cases', 'peer_cases', 'training_step',
-           'gpu_cases', 'original_cases', 'folder_cases', 'beside_cases', 'large_cases', 'folder_shares', 'conv_work',
-           'layers', 'machine', 'keep_record', 'add_shares', 'run_bench']
+           'take_turns', 'limit_cases', 'at_once', 'backend_cases', 'first_network', 'network_cases', 'peer_cases',
+           'training_step', 'gpu_cases', 'original_cases', 'folder_cases', 'beside_cases', 'large_cases',
+           'folder_shares', 'conv_work', 'layers', 'machine', 'keep_record', 'add_shares', 'run_bench']
 
 # %% ../nbs/parts/speed.ipynb #v08b-imports
 import copy
@@ -38,6 +38,7 @@ from face_future.backends import (
     make_backend,
 )
 from .data import Preprocess, read_rgb
+from .ensemble import build, members
 from .files import atomic_write
 from .large import phone_pictures
 from .model import load_weights
@@ -206,6 +207,11 @@ def _compiled_cases(model, x, batches, gflop) -> list[dict]:
     runs = [(n, _inference(fast, torch.from_numpy(x[:n]))) for n in batches]
     return [case(run, n, batch=n, **facts) for n, run in runs]
 
+# %% ../nbs/parts/speed.ipynb #v08b-first
+def first_network(settings: dict):
+    "A network as the original submission had one: of an ensemble the first, at random weights."
+    return build(members(settings['arch'])[0], len(settings['classes'])).eval()
+
 # %% ../nbs/parts/speed.ipynb #v08b-widefn
 def _wide_case(model) -> dict:
     run = _inference(model.to(memory_format=torch.contiguous_format), torch.randn(1, 3, 380, 380))
@@ -226,7 +232,7 @@ def network_cases(
     cases = []
     for name in BACKENDS:
         cases += backend_cases(name, file, settings, x, batches, gflop)
-    cases.append(_wide_case(model))
+    cases.append(_wide_case(first_network(settings)))
     if compiled:
         cases += _compiled_cases(model, x, batches, gflop)
     return cases
@@ -341,14 +347,15 @@ def _next_file(predict, files):
     return lambda: predict(files[next(turn) % len(files)])
 
 # %% ../nbs/parts/speed.ipynb #v08b-originalfn2
-def original_cases(file: str | Path, settings: dict, model, files: list) -> list[dict]:
+def original_cases(file: str | Path, settings: dict, files: list) -> list[dict]:
     "File by file, from the original submission's way to our `Predictor`."
+    model = first_network(settings)
     small = Preprocess(settings['preprocess']['size'])
     steps = {
         'original': partial(predict_original, model),
         'original, our size': partial(predict_original, model, preprocess=small),
-        'original, our size, 2 views': partial(
-            predict_original, model, preprocess=small, views='flip'
+        'original, our size, 1 view': partial(
+            predict_original, model, preprocess=small, views='single'
         ),
         'ours, one at a time, torch': Predictor(file, backend='torch', device='cpu'),
     }
@@ -356,20 +363,17 @@ def original_cases(file: str | Path, settings: dict, model, files: list) -> list
 
 # %% ../nbs/parts/speed.ipynb #v08b-folderwaysfn2
 def folder_cases(file: str | Path, files: list) -> list[dict]:
-    "A folder of 32 to 64 files by every backend that is here, with the usual views and with one."
+    "A folder of 32 to 64 files by every backend that is here."
     many = [files[i % len(files)] for i in range(max(32, len(files)))][:64]
     cases = []
     for name in BACKENDS:
-        for views, suffix in ((None, ''), ('single', ', one view')):
-            facts = dict(backend=name, device='cpu', streams=cpu_threads(), views=views)
-            try:
-                predictor = Predictor(file, **facts)
-            except BackendMissing:
-                continue
-            run = partial(predict_files, predictor, many)
-            streams = predictor.backend.streams
-            what = f'ours, {name}{suffix}'
-            cases.append(case(run, len(many), what=what, batch=8, streams=streams))
+        try:
+            predictor = Predictor(file, backend=name, device='cpu', streams=cpu_threads())
+        except BackendMissing:
+            continue
+        run = partial(predict_files, predictor, many)
+        facts = dict(batch=8, streams=predictor.backend.streams)
+        cases.append(case(run, len(many), what=f'ours, {name}', **facts))
     return cases
 
 # %% ../nbs/parts/speed.ipynb #v18-beside
@@ -389,8 +393,9 @@ def beside_cases(weights: str | Path, files: list) -> list[dict]:
 def large_cases(file, files, folder, width: int = 4000) -> list[dict]:
     "As `folder_cases`, for large JPEGs that are made of some of the files, and put in `folder`."
     large = phone_pictures(files[:6], folder, width)
-    cases = [c for c in folder_cases(file, large) if 'one view' not in c['what']]
-    return [c | dict(what=f'{c["what"]}, {width * width * 3 // 4 / 1e6:.0f} MP') for c in cases]
+    megapixels = f'{width * width * 3 // 4 / 1e6:.0f} MP'
+    cases = folder_cases(file, large)
+    return [c | dict(what=f'{c["what"]}, {megapixels}') for c in cases]
 
 # %% ../nbs/parts/speed.ipynb #v08b-folderfn
 def _batches(crops, n=8) -> list:
@@ -619,7 +624,7 @@ def _small_cases(file, files, model, settings, compiled, others) -> list:
         *alone,
         *gpu_cases(model, settings['preprocess']['size']),
         *others,
-        *original_cases(file, settings, model, files),
+        *original_cases(file, settings, files),
         *folder_cases(file, files),
     ]
 
