@@ -85,7 +85,7 @@ class Ensemble(Bodies):
 
 # %% ../nbs/parts/ensemble.ipynb #n02-build
 def build(arch: str, classes: int = 2, **kwargs) -> nn.Module:
-    "The network of a name, or the `Ensemble` of several; a `WeightsError` for unfit members."
+    "The network of a name, or the `Ensemble` of several. Unfit members are a `WeightsError`."
     names = members(arch)
     if len(names) == 1:
         return timm.create_model(arch, num_classes=classes, **kwargs)
@@ -104,7 +104,7 @@ HEAD = ('classifier.weight', 'classifier.bias')
 
 
 def _joined(states: list[dict], shares: list[float]) -> dict:
-    "One state dict; its head gives the sum of the members' outputs, each times its share."
+    "One state dict, whose head gives the sum of the members' outputs, each times its share."
     state = {
         f'bodies.{k}.{name}': tensor
         for k, one in enumerate(states)
@@ -142,12 +142,12 @@ MEASURED = """name sha256 about card views temperature threshold lower_threshold
 
 
 def join_weights(
-    files: list,  # weights files or packaged names; the first one names the preprocessing
-    shares: list[float] | None = None,  # of each logit in the sum; None: 1 each
+    files: list,  # weights files or packaged names, of which the first names the preprocessing
+    shares: list[float] | None = None,  # of each logit in the sum (None: 1 each)
 ) -> tuple[
     dict, dict
-]:  # for `save_weights`: the tensors; the first one's settings without calibration
-    "Weights of several trained networks as those of one `Ensemble`; a `WeightsError` if unlike."
+]:  # for `save_weights`: the tensors, and the first one's settings without calibration
+    "Weights of several trained networks, which must be alike, as those of one `Ensemble`."
     files = [find_weights(file) for file in files]
     shares = [1.0] * len(files) if shares is None else [float(share) for share in shares]
     if len(files) < 2 or len(shares) != len(files):
@@ -163,7 +163,7 @@ def join_weights(
 
 # %% ../nbs/parts/ensemble.ipynb #n02-member
 def member_state(state: dict, net: nn.Module) -> dict:
-    "Of an ensemble's tensors those of the member that fits `net`, without head; other ones as is."
+    "Of an ensemble's tensors those of the member that fits `net`, without head. Others stay."
     if isinstance(net, Ensemble):
         return state
     numbers = sorted({name.split('.')[1] for name in state if name.startswith('bodies.')})
