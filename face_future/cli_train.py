@@ -7,7 +7,7 @@ __all__ = ['Source', 'Manifests', 'Families', 'RealFolder', 'FakeFolder', 'Label
            'TestFolder', 'Photographs', 'Findings', 'RunFolder', 'FiguresFrom', 'About', 'WholeLight', 'METRIC_WORDS',
            'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'Joined', 'JoinedFile', 'Shares',
            'read_source', 'split_lines', 'labels', 'audit', 'toy', 'recipe_options', 'recipe_fields', 'train', 'figure',
-           'pair_line', 'say_figures', 'pack', 'parse_shares', 'ensemble']
+           'pair_line', 'say_figures', 'pack', 'parse_shares', 'check_joined', 'ensemble']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import re
@@ -413,6 +413,14 @@ Shares = Annotated[
 ]
 
 
+def check_joined(weights: list[str], out: Path):
+    "A `ValueError` for a file to write that could not be read again, or is one of the inputs."
+    if out.suffix != '.safetensors':
+        raise ValueError(f'--out {out}: the name must end in .safetensors.')
+    if out.exists() and any(Path(w).exists() and out.samefile(w) for w in weights):
+        raise ValueError(f'--out {out}: this is one of the members, and would be lost.')
+
+
 @command
 def ensemble(weights: Joined, out: JoinedFile, shares: Shares = None):
     """Put trained networks side by side in one file, whose score is the sum of theirs.
@@ -424,6 +432,7 @@ def ensemble(weights: Joined, out: JoinedFile, shares: Shares = None):
     from face_future.files import check_file_writable
     from face_future.model import save_weights
 
+    check_joined(weights, out)
     check_file_writable(out)
     state, settings = join_weights(weights, parse_shares(shares))
     save_weights(state, settings, out)

@@ -8,13 +8,14 @@ __all__ = ['HEAD', 'MEASURED', 'members', 'ends_in_pooling', 'Bodies', 'Ensemble
 # %% ../nbs/parts/ensemble.ipynb #n02-imports
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import timm
 import torch
 from torch import nn
 
 from .model_config import WeightsError, complete, find_weights
-from .tensors import misfits, read_state
+from .tensors import fit_state, misfits, read_state
 
 # %% ../nbs/parts/ensemble.ipynb #n02-members
 def members(arch: str) -> list[str]:
@@ -116,25 +117,44 @@ def _joined(states: list[dict], shares: list[float]) -> dict:
     )
     return state | dict(zip(HEAD, (torch.cat(weights, 1), sum(biases))))
 
+# %% ../nbs/parts/ensemble.ipynb #n02-shares
+def _check_shares(files: list, shares: list[float]):
+    "A `WeightsError` for too few files, or for shares that make no sum."
+    if len(files) < 2 or len(shares) != len(files):
+        raise WeightsError('An ensemble needs two files or more, and one share for each.')
+    if not all(0 < share <= 1000 for share in shares):
+        raise WeightsError('Each share must be a number above 0, and at most 1000.')
+
+# %% ../nbs/parts/ensemble.ipynb #n02-readmember
+def _read_member(file: Path) -> tuple:  # state dict in timm's names, settings
+    "A member's tensors and settings. A `WeightsError` for an ensemble, or for unfit tensors."
+    state, inside = read_state(file)
+    config = complete(file, inside)
+    if len(members(config.arch)) > 1:
+        raise WeightsError(f'{file}: an ensemble already. Give its members themselves.')
+    net = build(config.arch, len(config.classes))
+    fit_state(net, state, str(file))
+    return net.state_dict(), config
+
 # %% ../nbs/parts/ensemble.ipynb #n02-agree
 def _shared(config) -> tuple:
     "What the members of an ensemble must have in common."
-    anyhow = replace(config.preprocess, mean=(0,) * 3, std=(1,) * 3)
-    return anyhow, config.sign, config.fake_means
+    without_scale = replace(config.preprocess, mean=(0,) * 3, std=(1,) * 3)
+    return without_scale, config.sign, config.fake_means
 
 
-def _check_alike(configs: list):
+def _check_alike(files: list, configs: list):
     "A `WeightsError` where members were fed differently, or mean different things."
     first = configs[0]
-    for config in configs:
+    for file, config in zip(files, configs):
         if _shared(config) != _shared(first):
             raise WeightsError(
-                f'{config.name} and {first.name} have different crops, sizes or classes: '
+                f'{file} and {files[0]} have different crops, sizes or classes: '
                 'an ensemble needs members that were trained alike.'
             )
         known = timm.get_pretrained_cfg(config.arch)
         if (config.preprocess.mean, config.preprocess.std) != (known.mean, known.std):
-            raise WeightsError(f'{config.name}: its mean or spread is not what timm has for it.')
+            raise WeightsError(f'{file}: its mean or standard deviation is not what timm has.')
 
 # %% ../nbs/parts/ensemble.ipynb #n02-join
 MEASURED = """name sha256 about card views temperature threshold lower_threshold calibration
@@ -150,16 +170,16 @@ def join_weights(
     "Weights of several trained networks, which must be alike, as those of one `Ensemble`."
     files = [find_weights(file) for file in files]
     shares = [1.0] * len(files) if shares is None else [float(share) for share in shares]
-    if len(files) < 2 or len(shares) != len(files):
-        raise WeightsError('An ensemble needs two files or more, and one share for each.')
-    read = [read_state(file) for file in files]
-    configs = [complete(file, inside) for file, (_, inside) in zip(files, read)]
-    _check_alike(configs)
+    _check_shares(files, shares)
+    states, configs = zip(*[_read_member(file) for file in files])
+    _check_alike(files, configs)
+    arch = '+'.join(config.arch for config in configs)
+    build(arch)  # or it says why not
     parts = [dict(file=c.name, sha256=c.sha256, share=s) for c, s in zip(configs, shares)]
     settings = {k: v for k, v in configs[0].items() if k not in MEASURED}
-    settings['arch'] = '+'.join(config.arch for config in configs)
+    settings['arch'] = arch
     settings['recipe'] = settings.get('recipe', {}) | dict(ensemble=parts)
-    return _joined([state for state, _ in read], shares), settings
+    return _joined(states, shares), settings
 
 # %% ../nbs/parts/ensemble.ipynb #n02-member
 def member_state(state: dict, net: nn.Module) -> dict:

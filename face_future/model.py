@@ -45,6 +45,8 @@ def _from_timm(arch: str, weights, classes: int, kwargs: dict) -> nn.Module:
     _check_arch(arch)
     try:
         return build(arch, classes, pretrained=weights == 'hub', **kwargs)
+    except WeightsError:
+        raise
     except Exception as error:
         if weights != 'hub':
             raise

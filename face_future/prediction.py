@@ -254,7 +254,9 @@ def make_prediction(
     cam: np.ndarray,  # N × h × w, in the world's sense, or None
     settings: dict,  # of the weights file
 ) -> Prediction:
-    "The prediction for the N crops of some pictures."
+    "The prediction for the N crops of some pictures. Raises a `WeightsError` for nan or infinity."
+    if not np.isfinite(view_logits).all():
+        raise WeightsError('The network gives no finite numbers. Its weights are damaged.')
     crops = [crop for picture in pictures for crop in picture]
     logit = view_logits.mean(1)
     high = settings['threshold']
