@@ -398,11 +398,19 @@ def pack(weights: RunWeights, out: PackedFile, views: Views = 'flip', root: Root
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-shares
 def parse_shares(text: str | None) -> list[float] | None:
-    "Numbers with commas; a `ValueError` for other words. None stays None."
+    "Numbers with commas, or a `ValueError` for other words. None stays None."
     try:
         return None if text is None else [float(share) for share in text.split(',')]
     except ValueError:
         raise ValueError(f'--shares {text}: give numbers with commas, such as 1,0.5.') from None
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-joined
+def check_joined(weights: list[str], out: Path):
+    "A `ValueError` for a file to write that could not be read again, or is one of the inputs."
+    if out.suffix != '.safetensors':
+        raise ValueError(f'--out {out}: the name must end in .safetensors.')
+    if out.exists() and any(Path(w).exists() and out.samefile(w) for w in weights):
+        raise ValueError(f'--out {out}: this is one of the members, and would be lost.')
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-ensemble
 Joined = Annotated[list[str], typer.Argument(help='Two weights files or more, or packaged names.')]
@@ -411,14 +419,6 @@ Shares = Annotated[
     Optional[str],
     typer.Option(help='How much each one counts in the sum, with commas (default: 1 each).'),
 ]
-
-
-def check_joined(weights: list[str], out: Path):
-    "A `ValueError` for a file to write that could not be read again, or is one of the inputs."
-    if out.suffix != '.safetensors':
-        raise ValueError(f'--out {out}: the name must end in .safetensors.')
-    if out.exists() and any(Path(w).exists() and out.samefile(w) for w in weights):
-        raise ValueError(f'--out {out}: this is one of the members, and would be lost.')
 
 
 @command

@@ -246,6 +246,12 @@ def views_disagree(
     "Does one view say fake and another real? Never without an abstention band."
     return (p_fake >= high).any(1) & (p_fake < low).any(1) & (low < high)
 
+# %% ../nbs/parts/prediction.ipynb #p04a-finite
+def _check_finite(logits):
+    "A `WeightsError` for nan or infinity, about which no verdict may be given."
+    if not np.isfinite(logits).all():
+        raise WeightsError('The network gives no finite numbers. Its weights are damaged.')
+
 # %% ../nbs/parts/prediction.ipynb #p04a-make
 def make_prediction(
     pictures: list,  # for each its `Crops`
@@ -255,8 +261,7 @@ def make_prediction(
     settings: dict,  # of the weights file
 ) -> Prediction:
     "The prediction for the N crops of some pictures. Raises a `WeightsError` for nan or infinity."
-    if not np.isfinite(view_logits).all():
-        raise WeightsError('The network gives no finite numbers. Its weights are damaged.')
+    _check_finite(view_logits)
     crops = [crop for picture in pictures for crop in picture]
     logit = view_logits.mean(1)
     high = settings['threshold']
