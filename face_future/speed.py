@@ -6,7 +6,7 @@
 __all__ = ['ORIGINAL', 'ORIGINAL_VIEWS', 'KINDS', 'predict_original', 'matmul', 'matmul_onnx', 'count_flops', 'case',
            'take_turns', 'limit_cases', 'at_once', 'backend_cases', 'first_network', 'network_cases', 'peer_cases',
            'training_step', 'gpu_cases', 'original_cases', 'folder_cases', 'beside_cases', 'large_cases',
-           'folder_shares', 'conv_work', 'layers', 'machine', 'keep_record', 'add_shares', 'run_bench']
+           'folder_shares', 'layers', 'machine', 'keep_record', 'add_shares', 'run_bench']
 
 # %% ../nbs/parts/speed.ipynb #v08b-imports
 import copy
@@ -479,37 +479,12 @@ def _conv_kind(grouped, kernel, pixels) -> str:
     return '1 × 1' if kernel == 1 else '3 × 3'
 
 # %% ../nbs/parts/speed.ipynb #v08b-shapesfn
-def _shapes(model) -> tuple:  # name -> list of ints: of the weights, and of what operations give
-    "The shapes in an ONNX model, for a batch of one."
-    for image in model.graph.input:
-        image.type.tensor_type.shape.dim[0].dim_value = 1
-    weights = {t.name: list(t.dims) for t in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == 'Cast' and node.input[0] in weights:
-            weights[node.output[0]] = weights[node.input[0]]
-    known = onnx.shape_inference.infer_shapes(model).graph
-    values = [*known.value_info, *known.output]
-    outputs = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-    return weights, outputs
-
-# %% ../nbs/parts/speed.ipynb #v08b-workfn
-def conv_work(
-    graph: str | Path,  # an `.onnx` file
-) -> dict:  # OpenVINO's node type -> (kind, operations for one image) of each, in order
-    "What each convolution of an ONNX graph is, and how much work."
-    model = onnx.load(graph, load_external_data=False)
-    weights, outputs = _shapes(model)
-    work = dict(Convolution=[], GroupConvolution=[])
-    for node in model.graph.node:
-        if node.op_type != 'Conv':
-            continue
-        weight = weights[node.input[1]]
-        pixels = int(np.prod(outputs[node.output[0]][2:]))
-        grouped = any(a.name == 'group' and a.i > 1 for a in node.attribute)
-        kind = _conv_kind(grouped, weight[2], pixels)
-        name = 'GroupConvolution' if grouped else 'Convolution'
-        work[name].append((kind, 2 * int(np.prod(weight)) * pixels))
-    return work
+def _conv_work(op) -> tuple:  # kind, operations for one image
+    "What a convolution that OpenVINO has run is, and how much arithmetic."
+    weight = list(op.input(1).get_shape())  # groups × out × in × height × width, or without groups
+    pixels = int(np.prod(op.output(0).get_shape()[2:]))
+    kind = _conv_kind(len(weight) == 5, weight[-1], pixels)
+    return kind, 2 * int(np.prod(weight)) * pixels
 
 # %% ../nbs/parts/speed.ipynb #v08b-layersfn2
 KINDS = dict(
@@ -517,8 +492,8 @@ KINDS = dict(
 )
 
 # %% ../nbs/parts/speed.ipynb #v08b-profile
-def _profile(graph, size, precision, batch, repeats) -> list:  # (node type, ms an image), in order
-    "OpenVINO's own clock: the median time of each operation."
+def _profile(graph, size, precision, batch, repeats) -> list:  # (node type, operation, ms an image)
+    "OpenVINO's own clock: the median time of each operation (None: it is part of another)."
     import openvino as ov
 
     options = dict(
@@ -527,7 +502,8 @@ def _profile(graph, size, precision, batch, repeats) -> list:  # (node type, ms 
         NUM_STREAMS=1,
         PERF_COUNT=True,
     )
-    request = ov.Core().compile_model(str(graph), 'CPU', options).create_infer_request()
+    net = ov.Core().compile_model(str(graph), 'CPU', options)
+    request = net.create_infer_request()
     x = np.random.default_rng(0).normal(size=(batch, 3, size, size)).astype(np.float32)
     runs = []
     for _ in range(repeats + 1):  # the first warms up
@@ -535,7 +511,8 @@ def _profile(graph, size, precision, batch, repeats) -> list:  # (node type, ms 
         runs.append(request.profiling_info)
     times = [[op.real_time.total_seconds() for op in run] for run in runs[1:]]
     ms = 1e3 * np.median(times, axis=0) / batch
-    return list(zip((op.node_type for op in runs[0]), ms))
+    executed = {op.get_friendly_name(): op for op in net.get_runtime_model().get_ops()}
+    return [(op.node_type, executed.get(op.node_name), t) for op, t in zip(runs[0], ms)]
 
 # %% ../nbs/parts/speed.ipynb #v08b-layersfn3
 def layers(
@@ -546,14 +523,11 @@ def layers(
     repeats: int = 10,
 ) -> pd.DataFrame:  # a row a kind: layers, ms (for one image, summed), gflop, share, gflop_s
     "Where the time of a forward pass goes. Raises an `ImportError` without OpenVINO."
-    work = {k: iter(v) for k, v in conv_work(graph).items()}  # executed in the graph's order
-    rest = 'the rest', 0
     rows = []
-    for node_type, ms in _profile(graph, size, precision, batch, repeats):
-        if node_type in work:
-            kind, operations = next(work[node_type], rest)
-        else:
-            kind, operations = KINDS.get(node_type, 'the rest'), 0
+    for node_type, op, ms in _profile(graph, size, precision, batch, repeats):
+        kind, operations = KINDS.get(node_type, 'the rest'), 0
+        if op and node_type.endswith('Convolution'):
+            kind, operations = _conv_work(op)
         rows.append(dict(kind=kind, layers=1, ms=ms, gflop=operations / 1e9))
     table = pd.DataFrame(rows).groupby('kind').sum().reset_index()
     table['share'] = table.ms / table.ms.sum()
