@@ -283,10 +283,13 @@ def _from_bootstrap(value, drawn, n, how) -> tuple:  # low, high, how
     "The interval of a figure that was bootstrapped from `n` groups, if they are enough."
     if np.isnan(value):
         return np.nan, np.nan, how
-    if np.nanmax(drawn) - np.nanmin(drawn) < 1e-9 and min(value, 1 - value) < 1e-9:
+    alike = np.nanmax(drawn) - np.nanmin(drawn) < 1e-9
+    if alike and min(value, 1 - value) < 1e-9:
         return *_one_sided(round(value), n), 'exact bound'
     if n < FEWEST:
         return np.nan, np.nan, f'none from fewer than {FEWEST} groups'
+    if alike:
+        return np.nan, np.nan, 'none where nothing varies'
     return *_percentiles(drawn, n), how
 
 # %% ../nbs/parts/metrics.ipynb #e07-intervals
