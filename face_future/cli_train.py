@@ -310,9 +310,7 @@ METRIC_WORDS = dict(
 
 def figure(row: dict) -> str:  # row: value, lo, hi
     "A figure with its interval, where it has one."
-    from face_future.card import has_interval
-
-    interval = f' [{row["lo"]:.3f}, {row["hi"]:.3f}]' if has_interval(row) else ''
+    interval = '' if row['lo'] is None else f' [{row["lo"]:.3f}, {row["hi"]:.3f}]'
     return f'{row["value"]:.3f}{interval}'
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-pairline
