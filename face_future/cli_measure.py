@@ -24,11 +24,12 @@ from .cli_base import Root, Weights, WholeImage, command, console, failed, finit
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-showreport
 def show_report(report):
-    "Print a report, a column a pair of sources, each figure with its interval."
+    "Print a report, a column a pair of sources, each figure with its interval, where it has one."
+    from face_future.metrics import format_intervals
+
     shown = Table('', *report.pair.unique())
     for metric, rows in report.groupby('metric', sort=False):
-        figures = zip(rows.value, rows.lo, rows.hi)
-        shown.add_row(metric, *(f'{v:.3f} [{lo:.3f}, {hi:.3f}]' for v, lo, hi in figures))
+        shown.add_row(metric, *format_intervals(rows))
     console.print(shown)
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-coverageline

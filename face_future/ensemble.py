@@ -84,20 +84,38 @@ class Ensemble(Bodies):
     def get_classifier(self) -> nn.Linear:
         return self.classifier
 
+# %% ../nbs/parts/ensemble.ipynb #n02-unfit
+def _why_unfit(body: nn.Module, first: nn.Module) -> str:
+    "Why a network can't stand beside the first one of an ensemble. Empty where it can."
+    if not ends_in_pooling(body):
+        return (
+            'it does not end in a pooled map, as EfficientNets do. '
+            'Leave it out, or train an EfficientNet in its place'
+        )
+    stride, wanted = (b.feature_info[-1]['reduction'] for b in (body, first))
+    if stride == wanted:
+        return ''
+    return (
+        f'its map is 1/{stride} of a side of the picture, that of the first member 1/{wanted}. '
+        f'Leave it out, or train an architecture in its place whose map is 1/{wanted}'
+    )
+
+
+def _check_fit(called: list[str], bodies: list[nn.Module]):
+    "A `WeightsError` that names the first member which can't be one, and says what to do."
+    first = next(filter(ends_in_pooling, bodies), bodies[0])
+    for name, body in zip(called, bodies):
+        if why := _why_unfit(body, first):
+            raise WeightsError(f"{name} can't be a member of an ensemble: {why}.")
+
 # %% ../nbs/parts/ensemble.ipynb #n02-build
 def build(arch: str, classes: int = 2, **kwargs) -> nn.Module:
-    "The network of a name, or the `Ensemble` of several. Unfit members are a `WeightsError`."
+    "The network of a name, or the `Ensemble` of several. An unfit member is a `WeightsError`."
     names = members(arch)
     if len(names) == 1:
         return timm.create_model(arch, num_classes=classes, **kwargs)
     bodies = [timm.create_model(name, num_classes=0, **kwargs) for name in names]
-    unfit = [name for name, body in zip(names, bodies) if not ends_in_pooling(body)]
-    strides = {body.feature_info[-1]['reduction'] for body in bodies}
-    if unfit or len(strides) > 1:
-        raise WeightsError(
-            f'{arch}: only networks that end in a pooled map, as EfficientNets do, and whose maps '
-            f'are of one size, can be an ensemble{": not " + unfit[0] if unfit else ""}.'
-        )
+    _check_fit(names, bodies)
     return Ensemble(bodies, classes, kwargs.get('drop_rate', 0.0))
 
 # %% ../nbs/parts/ensemble.ipynb #n02-head
@@ -173,23 +191,52 @@ def join_weights(
     _check_shares(files, shares)
     states, configs = zip(*[_read_member(file) for file in files])
     _check_alike(files, configs)
-    arch = '+'.join(config.arch for config in configs)
-    build(arch)  # or it says why not
+    archs = [config.arch for config in configs]
+    called = [f'{file} ({arch})' for file, arch in zip(files, archs)]
+    _check_fit(called, [timm.create_model(arch, num_classes=0) for arch in archs])
     parts = [dict(file=c.name, sha256=c.sha256, share=s) for c, s in zip(configs, shares)]
     settings = {k: v for k, v in configs[0].items() if k not in MEASURED}
-    settings['arch'] = arch
+    settings['arch'] = '+'.join(archs)
     settings['recipe'] = settings.get('recipe', {}) | dict(ensemble=parts)
     return _joined(states, shares), settings
 
 # %% ../nbs/parts/ensemble.ipynb #n02-member
-def member_state(state: dict, net: nn.Module) -> dict:
-    "Of an ensemble's tensors those of the member that fits `net`, without head. Others stay."
-    if isinstance(net, Ensemble):
-        return state
+def _own(state: dict, k: str) -> dict:
+    "The tensors of member `k` under the names that they have in its network."
+    start = f'bodies.{k}.'
+    return {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}
+
+
+def _fitting(state: dict, net: nn.Module) -> list[str]:
+    "The numbers of the members in `state` whose tensors are those of `net`, but for its head."
     numbers = sorted({name.split('.')[1] for name in state if name.startswith('bodies.')})
-    for k in numbers:
-        start = f'bodies.{k}.'
-        own = {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}
-        if own.keys() <= net.state_dict().keys() and not misfits(net, own, head=False):
-            return own
-    return state
+    names = net.state_dict().keys()
+    own = {k: _own(state, k) for k in numbers}
+    return [k for k in numbers if own[k].keys() <= names and not misfits(net, own[k], head=False)]
+
+# %% ../nbs/parts/ensemble.ipynb #n02-membernames
+def _member_names(settings: Mapping | None) -> dict:  # number -> file
+    "The files that an ensemble was made of, as far as its settings (nobody checked them) say."
+    recipe = (settings or {}).get('recipe')
+    parts = recipe.get('ensemble') if isinstance(recipe, Mapping) else None
+    parts = enumerate(parts) if isinstance(parts, list) else ()
+    return {str(k): str(p['file']) for k, p in parts if isinstance(p, Mapping) and 'file' in p}
+
+# %% ../nbs/parts/ensemble.ipynb #n02-memberstate
+def member_state(
+    state: dict,
+    net: nn.Module,
+    settings: Mapping | None = None,  # of the ensemble's file, to name its members
+) -> dict:
+    "Of an ensemble's tensors those of the one member that fits `net`, without head. Others stay."
+    fitting = [] if isinstance(net, Ensemble) else _fitting(state, net)
+    if len(fitting) > 1:
+        files = _member_names(settings)
+        told = ' and '.join(
+            f'{int(k) + 1} ({files.get(k, "its file is not named")})' for k in fitting
+        )
+        raise WeightsError(
+            f'Of this ensemble, members {told} fit the network alike. '
+            'Give the file of the one to start from.'
+        )
+    return _own(state, fitting[0]) if fitting else state

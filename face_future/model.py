@@ -75,8 +75,8 @@ def create_model(
     model = _from_timm(arch, weights, classes, kwargs)
     _zero_head(model)
     if weights not in ('hub', 'random'):
-        state = read_state(find_weights(weights))[0]
-        fit_state(model, member_state(state, model), Path(weights).name, head=False)
+        state, settings = read_state(find_weights(weights))
+        fit_state(model, member_state(state, model, settings), Path(weights).name, head=False)
     return model
 
 # %% ../nbs/02_model.ipynb #m02-stages

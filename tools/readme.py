@@ -7,7 +7,7 @@ nbs/checks/house_rules.ipynb compares the two.
 import re
 
 from checksums import ROOT, short
-from face_future.card import over_sources
+from face_future.card import has_interval, over_sources
 from face_future.model_config import read_settings
 
 BLOCK = re.compile(r'(<!-- results: .*? -->\n).*?(<!-- end of results -->)', re.S)
@@ -46,13 +46,19 @@ def percent(share, digits):
     return f'{share:.{digits}%}'.replace('%', ' %')
 
 
+def with_interval(figure):
+    "An AUROC with its interval, where it has one that says something."
+    known = f'{figure["lo"]:.3f}–{figure["hi"]:.3f}' if has_interval(figure) else 'no interval'
+    return f'**{figure["value"]:.3f}** ({known})'
+
+
 def row(pair, found):
     "A pair of sources as a row of the table, where `found` maps its metrics to their figures."
     auroc = found['auroc']
     cells = [
         pair_name(pair),
         f'{auroc["n_fake"]:,}+{auroc["n_real"]:,}',
-        f'**{auroc["value"]:.3f}** ({auroc["lo"]:.3f}–{auroc["hi"]:.3f})',
+        with_interval(auroc),
         f'{100 * found["recall"]["value"]:.0f}',
         f'{100 * found["false_alarms"]["value"]:.1f}',
     ]
@@ -84,13 +90,12 @@ def note(settings):
     guarantee = settings['guarantee']
     mean = guarantee.get('miss_over') == 'mean'
     over = ', on average over their sources' if mean else ''
-    sources = over_sources(guarantee).partition(' (')[0]  # their names are in the model card
+    sources = over_sources(guarantee).partition(' of photographs')[0]  # named in the model card
     return (
         f'Weights `faces {settings["checksum"]}`: `fake` from a `p_fake` of '
-        f'{settings["threshold"]:.3f}, so that at most {percent(guarantee["max_fpr"], 0)} of '
-        f'photographs like these are called fake, {sources}, `real` below '
-        f'{settings["lower_threshold"]:.3f}, so that at most {percent(guarantee["max_miss"], 0)} '
-        f'of such fakes are called real{over}, and `unsure` between.'
+        f'{settings["threshold"]:.3f} (at most {percent(guarantee["max_fpr"], 0)} of '
+        f'photographs like these, {sources}), `real` below {settings["lower_threshold"]:.3f} '
+        f'(at most {percent(guarantee["max_miss"], 0)} of such fakes{over}), and `unsure` between.'
     )
 
 
