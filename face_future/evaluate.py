@@ -74,7 +74,7 @@ def draw_roc(ax, table: pd.DataFrame, threshold: float):
     if hidden := len(both) - len(named):
         ax.plot([], [], color=GREY, label=f'{hidden} others')
     ax.set(xlabel='photographs called fake', ylabel='fakes called fake')
-    ax.set_title('ROC; dots: at the threshold')
+    ax.set_title('ROC, with dots at the threshold')
     if ax.lines:
         ax.legend(fontsize=6.5, loc='lower right')
 

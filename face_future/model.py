@@ -41,7 +41,7 @@ def _check_arch(arch: str):
 
 # %% ../nbs/02_model.ipynb #m02-fromtimm
 def _from_timm(arch: str, weights, classes: int, kwargs: dict) -> nn.Module:
-    "A timm network, or several side by side; a `WeightsError` if the hub can't be reached."
+    "A timm network, or several side by side. Raises `WeightsError` if the hub can't be reached."
     _check_arch(arch)
     try:
         return build(arch, classes, pretrained=weights == 'hub', **kwargs)
