@@ -130,9 +130,12 @@ def _legend_text(seen: Seen, figures: pd.DataFrame) -> str:
 
 # %% ../nbs/parts/atlas.ipynb #a05-interactivefn
 SWITCH = """
-const k = names[cb_obj.active];
-s.data.x = s.data['x' + k]; s.data.y = s.data['y' + k]; s.change.emit();
-for (const m of maps) m.reset.emit()"""
+const k = names[cb_obj.active]
+s.data.x = s.data['x' + k]
+s.data.y = s.data['y' + k]
+s.change.emit()
+for (const m of maps) m.reset.emit()
+"""
 
 
 def _switch(source, names: list[str], shown: str, maps: list):

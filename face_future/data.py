@@ -173,7 +173,7 @@ def _check(p):
 class Preprocess:
     "From RGB bytes to what the network sees. `asdict` of it travels in the weights file."
 
-    size: int = 128  # side of the network's input, pixels
+    size: int = 128  # S, side of the network's input, pixels
     interpolation: str = 'bicubic'  # how smaller crops are enlarged (larger ones: area averaging)
     mean: tuple = (0.485, 0.456, 0.406)  # subtracted, per channel, on the scale 0 to 1
     std: tuple = (0.229, 0.224, 0.225)  # then divided by
@@ -183,23 +183,18 @@ class Preprocess:
 
     def __post_init__(self):
         _check(self)
-        for k in ('mean', 'std'):
-            object.__setattr__(self, k, tuple(getattr(self, k)))  # JSON knows lists only
+        vars(self).update(mean=tuple(self.mean), std=tuple(self.std))  # JSON knows lists only
 
-    def crop_pixels(
-        self, rgb: np.ndarray, box: tuple | None = None
-    ) -> np.ndarray:  # `size` × `size` × 3, uint8
+    def crop_pixels(self, rgb: np.ndarray, box: tuple | None = None) -> np.ndarray:  # S × S × 3
         "The crop of `rgb` (H × W × 3 uint8) round `box` (x, y, width, height), or its centre."
         h, w = rgb.shape[:2]
         x, y, s = centre_crop_box(h, w) if box is None else face_crop_box(box, self.margin, h, w)
         return _resize(rgb[y : y + s, x : x + s], self.size, self.interpolation)
 
-    def __call__(
-        self, rgb: np.ndarray, box: tuple | None = None
-    ) -> np.ndarray:  # 3 × `size` × `size`, float32, normalised
-        "Network input for one image, or for one face in it."
+    def __call__(self, rgb: np.ndarray, box: tuple | None = None) -> np.ndarray:  # 3 × S × S
+        "Network input (float32, normalised) for one image, or for one face in it."
         return _normalised(self.crop_pixels(rgb, box), self.mean, self.std)
 
-    def undo(self, x) -> np.ndarray:  # `size` × `size` × 3, uint8
+    def undo(self, x) -> np.ndarray:  # S × S × 3, uint8
         "Back from a network input to RGB bytes, for showing."
         return _restored(x, self.mean, self.std)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GLANCE', 'KNOWN', 'Lanes', 'Place', 'PictureLimits', 'overdrawn', 'watch', 'Alive', 'Line', 'Waiting', 'Idle',
-           'Processes', 'read_crops', 'understood', 'decode_by', 'decode_once', 'Tries', 'decode_in_place', 'Turns',
-           'known_crops', 'Pool', 'Decoders']
+           'Processes', 'read_crops', 'understood', 'Job', 'decode_by', 'decode_once', 'Tries', 'decode_in_place',
+           'Turns', 'known_crops', 'Pool', 'Decoders']
 
 # %% ../nbs/parts/decoders.ipynb #d6b-imports
 import asyncio
@@ -77,6 +77,13 @@ def overdrawn(seconds: float, grown: int, memory: int, limits: PictureLimits) ->
         return refusal('too_large', limits.max_pixels)
     return refusal('too_slow') if seconds > limits.slow else None
 
+# %% ../nbs/parts/decoders.ipynb #d6b-aside
+def _step_aside(decoder, place: Place) -> Problem | None:
+    "Send a picture to the slow lane and its process to a low priority, or refuse it for now."
+    if not place.step_aside():
+        return busy()
+    decoder.step_aside()
+
 # %% ../nbs/parts/decoders.ipynb #d6b-poolwatch
 GLANCE = 0.2  # seconds between looks at what a process uses
 
@@ -97,10 +104,17 @@ async def watch(decoder, asking, memory: int, place: Place, limits: PictureLimit
             return problem
         if loop.time() > end:
             return refusal('too_slow')
-        if seconds > limits.fast and place.fast:
-            if not place.step_aside():
-                return busy()
-            decoder.step_aside()
+        if seconds > limits.fast and place.fast and (problem := _step_aside(decoder, place)):
+            return problem
+
+# %% ../nbs/parts/decoders.ipynb #d6b-endall
+async def _end_all(decoders: set):
+    "Kill some processes, wait until they have ended, and forget them."
+    for decoder in decoders:
+        decoder.kill()
+        decoder.process.stdin.close()
+    await asyncio.gather(*(decoder.process.wait() for decoder in decoders))
+    decoders.clear()
 
 # %% ../nbs/parts/decoders.ipynb #d6b-poolkeep
 class Alive:
@@ -123,11 +137,7 @@ class Alive:
 
     async def close(self):
         "End all of them."
-        for decoder in self.alive:
-            decoder.kill()
-            decoder.process.stdin.close()
-        await asyncio.gather(*(decoder.process.wait() for decoder in self.alive))
-        self.alive.clear()
+        await _end_all(self.alive)
 
 # %% ../nbs/parts/decoders.ipynb #d6b-line
 class Line:
@@ -178,12 +188,17 @@ class Waiting(Alive):
             self.starting = None
             self.start()
 
+# %% ../nbs/parts/decoders.ipynb #d6b-ended
+def _has_ended(decoder: Decoder) -> bool:
+    "Whether a process was killed, or has ended by itself."
+    return decoder.killed or decoder.process.returncode is not None
+
 # %% ../nbs/parts/decoders.ipynb #d6b-lastalive
 def _last_alive(idle: list, alive: set) -> Decoder | None:
     "Take the idle process that was busy last, and forget those that have ended."
     while idle:
         decoder = idle.pop()
-        if decoder.process.returncode is None:
+        if not _has_ended(decoder):
             return decoder
         alive.discard(decoder)
 
@@ -206,8 +221,7 @@ class Idle(Waiting):
 
     def put_back(self, decoder: Decoder, usable: bool):
         "Keep one for the next picture, if it is usable and there are not too many."
-        gone = decoder.killed or decoder.process.returncode is not None
-        if gone or not usable or len(self.idle) >= self.most:
+        if _has_ended(decoder) or not usable or len(self.idle) >= self.most:
             self.end(decoder)
             self.start()
         elif turn := self.line.next():
@@ -250,32 +264,36 @@ def understood(fields: dict, raw: bytes, limits: PictureLimits) -> tuple:
         return refusal(fields['problem'], limits.max_pixels), None
     return fields, None if 'need' in fields else read_crops(fields, raw, limits.most)
 
+# %% ../nbs/parts/decoders.ipynb #d6b-job
+@dataclass
+class Job:
+    "What a process has to do: decode one file."
+
+    data: bytes  # the file's content
+    order: dict  # of `PictureLimits.order`
+    place: Place
+    limits: PictureLimits
+
 # %% ../nbs/parts/decoders.ipynb #d6b-run
-async def decode_by(
-    decoder: Decoder,
-    data: bytes,  # a file's content
-    order: dict,  # of `PictureLimits.order`
-    place: Place,
-    limits: PictureLimits,
-) -> tuple:  # (fields or a `Problem`, crops)
+async def decode_by(decoder: Decoder, job: Job) -> tuple:  # (fields or a `Problem`, crops)
     "Have one process decode one file, and kill it if it takes too much."
-    asking = asyncio.ensure_future(decoder.ask(order, data))
-    if problem := await watch(decoder, asking, order['memory'], place, limits):
+    asking = asyncio.ensure_future(decoder.ask(job.order, job.data))
+    if problem := await watch(decoder, asking, job.order['memory'], job.place, job.limits):
         asking.cancel()
         decoder.kill()
         return problem, None
-    return understood(*asking.result(), limits)
+    return understood(*asking.result(), job.limits)
 
 # %% ../nbs/parts/decoders.ipynb #d6b-tries
 _BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, asyncio.TimeoutError, psutil.Error)
 
 # %% ../nbs/parts/decoders.ipynb #d6b-once
-async def decode_once(processes, take, data, order, place, limits) -> tuple | None:
+async def decode_once(processes, take, job: Job) -> tuple | None:
     "What `decode_by` gives with a process that `take` finds, or None if the process ends."
     decoder = None
     try:
         decoder = await take()
-        return await decode_by(decoder, data, order, place, limits)
+        return await decode_by(decoder, job)
     except _BROKEN as e:  # it died, could not start, or did not say what it should
         log.warning('a decoder ended: %s', type(e).__name__)
         if not decoder:
@@ -284,7 +302,7 @@ async def decode_once(processes, take, data, order, place, limits) -> tuple | No
         return None
     finally:
         if decoder:
-            processes.put_back(decoder, usable=place.fast)
+            processes.put_back(decoder, usable=job.place.fast)
 
 # %% ../nbs/parts/decoders.ipynb #d6b-triesclass
 class Tries:
@@ -296,10 +314,10 @@ class Tries:
 
     async def __call__(self, data: bytes, order: dict, place: Place) -> tuple:
         "What `decode_by` gives."
-        file = data, order, place, self.limits
-        answer = await decode_once(self.processes, self.processes.take, *file)
+        job = Job(data, order, place, self.limits)
+        answer = await decode_once(self.processes, self.processes.take, job)
         if answer is None and place.fast:  # it may have died of something else: see once more
-            answer = await decode_once(self.processes, self.processes.fresh, *file)
+            answer = await decode_once(self.processes, self.processes.fresh, job)
         return answer or (refusal('truncated'), None)
 
 # %% ../nbs/parts/decoders.ipynb #d6b-inplace
@@ -313,6 +331,16 @@ async def decode_in_place(tries: Tries, lanes: Lanes, data: bytes, order: dict, 
         if afterwards:
             await afterwards()
 
+# %% ../nbs/parts/decoders.ipynb #d6b-await
+async def _wait_for_place(lanes: Lanes, afterwards=None):
+    "Wait for a place in the fast lane. Awaits `afterwards` if the client leaves meanwhile."
+    try:
+        await lanes.fast.acquire()
+    except asyncio.CancelledError:
+        if afterwards:
+            await afterwards()
+        raise
+
 # %% ../nbs/parts/decoders.ipynb #d6b-turns
 class Turns:
     "Files take turns in the lanes. One that has its place is decoded, even if its client leaves."
@@ -324,12 +352,7 @@ class Turns:
 
     async def __call__(self, data: bytes, order: dict, afterwards=None) -> tuple:
         "(fields, crops), or a `Problem`. Awaits `afterwards` when the file's memory is free again."
-        try:
-            await self.lanes.fast.acquire()
-        except asyncio.CancelledError:
-            if afterwards:
-                await afterwards()
-            raise
+        await _wait_for_place(self.lanes, afterwards)
         task = asyncio.create_task(decode_in_place(self.tries, self.lanes, data, order, afterwards))
         self.busy.add(task)
         task.add_done_callback(self.busy.discard)
@@ -352,6 +375,13 @@ def known_crops(fields: dict, crops) -> tuple:  # a dict, and a list of (pixels,
     boxes = [box and tuple(box) for box in fields['boxes']]
     known = {k: fields[k] for k in KNOWN}
     return known, [*zip(crops, boxes, fields['issues'])]
+
+# %% ../nbs/parts/decoders.ipynb #d6b-reserve
+async def _reserve(budget: Budget, need: int, limits: PictureLimits):  # need: bytes
+    "Wait for a share of the budget. Raises a `Problem` if it would be more than all of it."
+    if need > budget.room:
+        raise refusal('too_large', limits.max_pixels)
+    await budget.take(need)
 
 # %% ../nbs/parts/decoders.ipynb #d6b-ends
 class Pool:
@@ -392,9 +422,7 @@ class Decoders(Pool):
         order = self.limits.order(FREE) | wishes
         fields, crops = await self.turns(data, order)
         if need := fields.get('need'):
-            if need > self.budget.room:
-                raise refusal('too_large', self.limits.max_pixels)
-            await self.budget.take(need)
+            await _reserve(self.budget, need, self.limits)
             order['memory'] = need
             fields, crops = await self.turns(data, order, partial(self.budget.give, need))
         return known_crops(fields, crops)

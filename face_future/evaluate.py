@@ -35,14 +35,19 @@ def get_scores(
     labels = labels.part(split)
     return read_scores(what, labels.rows).assign(fake=labels.is_fake), 0.5, Path(what).name
 
+# %% ../nbs/07_evaluate.ipynb #e07-verdicts
+def _verdicts(table: pd.DataFrame, threshold: float) -> pd.Series:
+    "The verdict on each picture, which is the threshold's where the table has none."
+    by_threshold = np.where(table.score >= threshold, 'fake', 'real')
+    return table.verdict.where(table.verdict != '', by_threshold)
+
 # %% ../nbs/07_evaluate.ipynb #e07-pairsfn
 def coverage(
     table: pd.DataFrame,  # score, verdict ('': the threshold's), fake, source
     threshold: float,
 ) -> pd.DataFrame:  # source, fake, n, shares of n (scored, decided), of those (called_fake, wrong)
     "How many images of each source and class got a score and a verdict, and how many were wrong."
-    by_threshold = np.where(table.score >= threshold, 'fake', 'real')
-    verdict = table.verdict.where(table.verdict != '', by_threshold)
+    verdict = _verdicts(table, threshold)
     scored = table.score.notna()
     decided = scored & (verdict != 'unsure')
     t = table[['source', 'fake']].assign(
@@ -56,6 +61,16 @@ def coverage(
     out = t.groupby(['source', 'fake']).agg({'n': 'sum', **shares})
     return out.astype(float).astype({'n': int}).reset_index()
 
+# %% ../nbs/07_evaluate.ipynb #e07-curve
+def _draw_curve(ax, table: pd.DataFrame, threshold: float, **style):
+    "One ROC curve on matplotlib's `ax`, with a dot at the threshold."
+    rates = curve(table.fake.to_numpy(float), table.score.to_numpy(), np.ones(len(table)))
+    found, alarms = (rate / rate[-1] for rate in rates)
+    ax.plot(alarms, found, lw=1, **style)
+    called = table.score >= threshold
+    point = called[~table.fake].mean(), called[table.fake].mean()
+    ax.plot(*point, 'o', ms=4, **style | dict(label=None))
+
 # %% ../nbs/07_evaluate.ipynb #e07-roc
 def draw_roc(ax, table: pd.DataFrame, threshold: float):
     "The ROC curve of each pair of `table` on matplotlib's `ax`, with a dot at the threshold."
@@ -65,16 +80,12 @@ def draw_roc(ax, table: pd.DataFrame, threshold: float):
     named = [*both][:1] + sorted([*both][1:], key=area.get)[:5]  # the first is all together
     colour = dict(zip(named, ('black', *PALETTE)))
     for name, t in both.items():
-        tp, fp = curve(t.fake.to_numpy(float), t.score.to_numpy(), np.ones(len(t)))
         shown = dict(color=colour[name], label=name) if name in colour else dict(color=GREY)
-        ax.plot(fp / fp[-1], tp / tp[-1], lw=1, zorder=2 + (name in colour), **shown)
-        called = t.score >= threshold
-        point = called[~t.fake].mean(), called[t.fake].mean()
-        ax.plot(*point, 'o', ms=4, color=shown['color'], zorder=2 + (name in colour))
+        _draw_curve(ax, t, threshold, zorder=2 + (name in colour), **shown)
     if hidden := len(both) - len(named):
         ax.plot([], [], color=GREY, label=f'{hidden} others')
     ax.set(xlabel='photographs called fake', ylabel='fakes called fake')
-    ax.set_title('ROC; dots: at the threshold')
+    ax.set_title('ROC, with dots at the threshold')
     if ax.lines:
         ax.legend(fontsize=6.5, loc='lower right')
 
@@ -93,14 +104,12 @@ def draw_report(table: pd.DataFrame, threshold: float):
     "ROC by pair, reliability, and the scores of both classes, as one matplotlib figure."
     import matplotlib.pyplot as plt
 
-    fig, (roc, reliability, scores) = plt.subplots(
-        1, 3, figsize=(11, 3.4), dpi=70, layout='constrained'
-    )
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), dpi=70, layout='constrained')
     t = table[table.score.notna()]
-    draw_roc(roc, t, threshold)
+    draw_roc(axes[0], t, threshold)
     if t.score.between(0, 1).all():
-        draw_reliability(reliability, t.fake, t.score, 'reliability')
-    draw_scores(scores, t, threshold)
+        draw_reliability(axes[1], t.fake, t.score, 'reliability')
+    draw_scores(axes[2], t, threshold)
     return fig
 
 # %% ../nbs/07_evaluate.ipynb #e07-write

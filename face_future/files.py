@@ -126,11 +126,13 @@ def read_json(file: str | Path):
     name = short(Path(file).name, 200)
     try:
         return json.loads(text)
+    except json.JSONDecodeError as e:
+        why = e if text.strip() else 'it is empty'
+        raise ValueError(f'{name} is not JSON: {why}.') from None
     except RecursionError:
         raise ValueError(f'{name} is not JSON that we read: nested too deeply.') from None
-    except ValueError as e:
-        why = e if text.strip() else 'it is empty'
-        raise ValueError(f'{name} is not JSON: {str(why).partition(";")[0]}.') from None
+    except ValueError:  # of `int`
+        raise ValueError(f'{name} is not JSON that we read: a number is too long.') from None
 
 # %% ../nbs/parts/files.ipynb #fil-list
 PICTURES = set(

@@ -41,7 +41,7 @@ def _check_arch(arch: str):
 
 # %% ../nbs/02_model.ipynb #m02-fromtimm
 def _from_timm(arch: str, weights, classes: int, kwargs: dict) -> nn.Module:
-    "A timm network, or several side by side; a `WeightsError` if the hub can't be reached."
+    "A timm network, or several side by side. Raises `WeightsError` if the hub can't be reached."
     _check_arch(arch)
     try:
         return build(arch, classes, pretrained=weights == 'hub', **kwargs)
@@ -121,9 +121,12 @@ def split_params(model: nn.Module) -> list[list[nn.Parameter]]:
     return groups[::-1]
 
 # %% ../nbs/02_model.ipynb #m02-halvedfn
-def _halved(state: Mapping) -> dict:
-    "A state dict whose floats have 16 bits."
-    return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+def _tensors(model: nn.Module | Mapping, half: bool) -> dict:
+    "The tensors of a model or state dict as they are written, with floats of 16 bits if `half`."
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    if half:
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    return {k: v.detach().cpu().contiguous() for k, v in state.items()}
 
 # %% ../nbs/02_model.ipynb #m02-save
 def save_weights(
@@ -134,11 +137,7 @@ def save_weights(
 ) -> None:
     "Write weights and settings as one file. Settings that won't do are a `WeightsError`."
     note = json.dumps(as_config(settings).note(), sort_keys=True)
-    state = model.state_dict() if isinstance(model, nn.Module) else model
-    if half:
-        state = _halved(state)
-    state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    atomic_write(file, save(state, {'face_future': note}))
+    atomic_write(file, save(_tensors(model, half), {'face_future': note}))
 
 # %% ../nbs/02_model.ipynb #m02-load
 def load_weights(

@@ -19,14 +19,27 @@ from starlette.routing import Route
 from . import __version__
 
 # %% ../nbs/parts/pages.ipynb #w60-static
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_POLICY = (
+    "default-src 'none'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "img-src 'self' blob: data:",
+    "connect-src 'self'",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'none'",
 )
+CSP = '; '.join(_POLICY)
 
 # %% ../nbs/parts/pages.ipynb #w60-staticfn
-def static(path: str, content: bytes, kind: str, name: str, policy: str = CSP) -> Route:
-    "A route to what does not change while the server runs. `kind` is its media type."
+def static(
+    path: str,
+    content: bytes,
+    kind: str,  # media type, without a charset
+    name: str,
+    policy: str = CSP,
+) -> Route:
+    "A route to what does not change while the server runs."
     headers = {'Content-Security-Policy': policy, 'Cache-Control': 'no-cache'}
 
     async def page(request):
@@ -35,11 +48,11 @@ def static(path: str, content: bytes, kind: str, name: str, policy: str = CSP) -
     return Route(path, page, name=name, include_in_schema=False)
 
 # %% ../nbs/parts/pages.ipynb #a06-pagedef
-PAGE = {
-    '/': ('page.html', 'text/html; charset=utf-8'),
-    '/page.css': ('page.css', 'text/css; charset=utf-8'),
-    '/page.js': ('page.js', 'text/javascript; charset=utf-8'),
-    '/page_texts.js': ('page_texts.js', 'text/javascript; charset=utf-8'),
+PAGE = {  # path -> (file, media type)
+    '/': ('page.html', 'text/html'),
+    '/page.css': ('page.css', 'text/css'),
+    '/page.js': ('page.js', 'text/javascript'),
+    '/page_texts.js': ('page_texts.js', 'text/javascript'),
 }
 
 # %% ../nbs/parts/pages.ipynb #w60-addpage
@@ -83,8 +96,7 @@ def add_docs(app):
     "Swagger UI at `/docs`, from the files that the package `fastapi-swagger` brings."
     files = package_files('fastapi_swagger') / 'resources'
     page = _docs_page()
-    html = 'text/html; charset=utf-8'
-    app.router.routes += [static('/docs', page, html, 'docs', _docs_policy(page))]
+    app.router.routes += [static('/docs', page, 'text/html', 'docs', _docs_policy(page))]
     app.router.routes += [
         static(f'/docs/{name}', (files / name).read_bytes(), kind, name)
         for name, kind in SWAGGER.items()

@@ -28,6 +28,7 @@ from fastai.callback.all import *
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import AccumMetric, accuracy
 
+from . import metrics
 from .callbacks import Checkpoint, StopOnNaN, fit_flat, recipe_callbacks
 from .data import Preprocess
 from .devices import is_first, on_all_devices, share_of
@@ -36,8 +37,6 @@ from .faces import DETECTOR
 from .held_out import finish
 from .labels import Labels
 from .loaders import BalancedLoader, get_loaders, get_set
-from .metrics import auroc as area
-from .metrics import auroc_error, score
 from .model import create_model, split_params
 from .provenance import provenance
 from .recipe import Recipe, check_limits, check_used
@@ -70,12 +69,12 @@ def check_recipe(recipe: Recipe):
 # %% ../nbs/03_train.ipynb #t03-metrics
 def auroc(preds, targs):
     "AUROC of logits N × 2 against labels N, or nan where one class is missing."
-    return area(targs.cpu(), (preds[:, 1] - preds[:, 0]).float().cpu())
+    return metrics.auroc(targs.cpu(), (preds[:, 1] - preds[:, 0]).float().cpu())
 
 
 def auroc_se(preds, targs):
     "Its standard error (DeLong), or nan where a class has fewer than two pictures."
-    return auroc_error(targs.cpu(), (preds[:, 1] - preds[:, 0]).float().cpu())
+    return metrics.auroc_error(targs.cpu(), (preds[:, 1] - preds[:, 0]).float().cpu())
 
 # %% ../nbs/03_train.ipynb #t03-getlearner
 def get_learner(dls, recipe: Recipe) -> Learner:
@@ -112,6 +111,14 @@ def _preprocess(recipe):
         detector=DETECTOR if recipe.crop == 'face' else '',
     )
 
+# %% ../nbs/03_train.ipynb #t03-teachers
+def _teachers(recipe: Recipe, labels: Labels, preprocess: Preprocess) -> list:
+    "The teachers of a run. Those that can't teach it are refused here, before any work."
+    teachers = load_teachers(recipe.teachers, preprocess, labels.fake_means)
+    if recipe.opinions:
+        read_opinions(recipe.opinions, labels.rows)
+    return teachers
+
 # %% ../nbs/03_train.ipynb #t03-fit
 def _fit(learn, checkpoint, recipe, progress):
     "Train from the start, or from the run's checkpoint, to the end."
@@ -141,9 +148,7 @@ def train(
     "Train, resume, keep the best. Raises a `ValueError` for a recipe or labels that can't work."
     check_recipe(recipe)
     preprocess = _preprocess(recipe)
-    teachers = load_teachers(recipe.teachers, preprocess, labels.fake_means)
-    if recipe.opinions:
-        read_opinions(recipe.opinions, labels.rows)  # what can't work ends here, before any work
+    teachers = _teachers(recipe, labels, preprocess)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     rows = get_rows(labels, recipe, progress)
@@ -170,4 +175,4 @@ def measure(
     table = pd.read_csv(run / 'held_out.csv')
     minutes = pd.read_csv(run / 'log.csv').seconds.sum() / 60
     fake = (table.fake == 1 if by == 'label' else table.folder == 'fake').to_numpy(int)
-    return dict(run=run.name, **score(fake, table.logit.to_numpy()), minutes=minutes)
+    return dict(run=run.name, **metrics.score(fake, table.logit.to_numpy()), minutes=minutes)

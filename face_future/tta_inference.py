@@ -9,6 +9,7 @@ __all__ = ['VIEWS', 'UNDO', 'VIEW_SETS', 'get_views', 'mean_map', 'picture_list'
 # %% ../nbs/04_tta_inference.ipynb #p04-imports
 import os
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ VIEW_SETS = dict(
     turns=tuple(VIEWS),
 )
 
-
+# %% ../nbs/04_tta_inference.ipynb #p04-named
 def _named_views(text: str) -> tuple:
     "What a text names: a set, by its name of today or an old one, or single views with commas."
     name = OLD_VIEWS.get(text, text)
@@ -67,10 +68,8 @@ def get_views(
     names = _named_views(views) if isinstance(views, str) else tuple(views)
     bad = [v for v in names if v not in VIEWS]
     if bad or not names:
-        raise ValueError(
-            f'views {", ".join(bad) or "none"}: choose a set ({", ".join(VIEW_SETS)}) '
-            f'or single ones ({", ".join(VIEWS)}).'
-        )
+        known = f'a set ({", ".join(VIEW_SETS)}) or single ones ({", ".join(VIEWS)})'
+        raise ValueError(f'views {", ".join(bad) or "none"}: choose {known}.')
     return names
 
 # %% ../nbs/04_tta_inference.ipynb #p04-meanmap
@@ -119,13 +118,8 @@ class LoadedWeights:
         self.max_faces = max_faces
         self.sign = world_sign(self.settings)
 
-    @property
-    def model(self):
-        return self.backend.model  # PyTorch's module, where that is the backend
-
-    @property
-    def device(self):
-        return self.backend.device
+    model = property(attrgetter('backend.model'))  # PyTorch's module, where that is the backend
+    device = property(attrgetter('backend.device'))
 
 # %% ../nbs/04_tta_inference.ipynb #p04-class
 class Predictor(LoadedWeights):
