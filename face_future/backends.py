@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'BACKENDS', 'find_graph', 'BackendMissing', 'cpu_threads', 'in_chunks', 'usable_device', 'Torch', 'Onnx',
-           'OpenVino', 'cpu_name', 'keep_order', 'known_order', 'check_backend', 'candidates', 'make_backend']
+           'OpenVino', 'cpu_name', 'keep_order', 'known_order', 'check_backend', 'candidates', 'make_backend',
+           'Reopened']
 
 # %% ../nbs/parts/backends.ipynb #b04b-imports
 import hashlib
@@ -14,6 +15,7 @@ import platform
 import shutil
 import sys
 import threading
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -347,3 +349,16 @@ def make_backend(
             if name or not graph:
                 raise
     raise BackendMissing('No backend is installed: pip install "face_future[onnx]".')
+
+# %% ../nbs/parts/backends.ipynb #b04b-reopened
+class Reopened:
+    "What holds a backend. Pickled or copied, it is made anew by the call that made it."
+
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        self._call = partial(cls, *args, **kwargs)
+        return self
+
+    def __reduce__(self):
+        left = 'backend', 'finder', '_call'
+        return self._call, (), {k: v for k, v in vars(self).items() if k not in left}

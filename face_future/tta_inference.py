@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .backends import make_backend
+from .backends import Reopened, make_backend
 from .evidence import file_evidence
 from .faces import FaceFinder
 from .files import check_writable
@@ -95,7 +95,7 @@ def picture_list(
     return images
 
 # %% ../nbs/04_tta_inference.ipynb #p04-loaded
-class LoadedWeights:
+class LoadedWeights(Reopened):
     "A weights file that is ready to run, with all that is needed to predict with it."
 
     def __init__(
