@@ -119,13 +119,16 @@ def draw_reliability(ax, is_fake: ArrayLike, p_fake: ArrayLike, title: str = '')
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-onebound
 def _source_bound(score, rate):
-    "`bound` for one source."
-    mine = np.sort(score)[::-1]
-    k = int(np.floor(rate * (len(mine) + 1) + 1e-9)) - 1  # so many held-out ones may lie above
-    if k < 0:
+    "`bound` for one source: between the last score that may lie above it and the next lower one."
+    scores = np.sort(score)[::-1]
+    allowed = int(np.floor(rate * (len(scores) + 1) + 1e-9)) - 1  # held-out scores above the bound
+    if allowed < 0:
         return np.inf
-    above = mine[max(k - 1, 0)]
-    return (mine[k] + above) / 2 if mine[k] < above else np.nextafter(mine[k], np.inf)
+    last_above = scores[max(allowed - 1, 0)]
+    next_lower = scores[allowed]
+    if next_lower < last_above:
+        return (next_lower + last_above) / 2
+    return np.nextafter(next_lower, np.inf)
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-sourcebound
 def source_bounds(
@@ -152,7 +155,9 @@ def mean_bound(score: ArrayLike, source: ArrayLike, rate: float) -> float:
     score = np.asarray(score, float)
     _, at, count = np.unique(np.asarray(source), return_inverse=True, return_counts=True)
     order = np.argsort(-score, kind='stable')
-    weight = 1 / (count[at[order]] + 1) / len(count)  # every source has one new picture to come
+    # In each source of n scores a new one takes any of n + 1 ranks with the same chance, so each
+    # score above the bound adds 1/(n + 1) to its source's share, and the new one 1/(n + 1) more.
+    weight = 1 / (count[at[order]] + 1) / len(count)
     share = np.cumsum(weight) + np.mean(1 / (count + 1))
     within = int((share <= rate + 1e-12).sum())  # so many may lie above
     if within == len(score):

@@ -48,7 +48,10 @@ class Bodies(nn.Module):
             self.register_buffer(f'addend{k}', addend, persistent=False)
 
     def _input(self, x, k):
-        return x * getattr(self, f'factor{k}') + getattr(self, f'addend{k}') if k else x
+        "What member k is to see: the first one's input, with its own mean and spread."
+        if k == 0:
+            return x
+        return x * getattr(self, f'factor{k}') + getattr(self, f'addend{k}')
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         "Pictures N × 3 × S × S -> maps N × F × h × w, one member's channels after the other's."
@@ -59,7 +62,7 @@ class Bodies(nn.Module):
 class Ensemble(Bodies):
     "The bodies, and one linear layer on the features of all of them."
 
-    pretrained_cfg = dict(classifier='classifier')
+    pretrained_cfg = dict(classifier='classifier')  # as timm names the head of its networks
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ __all__ = ['create_model', 'stages', 'split_params', 'save_weights', 'load_weigh
 # %% ../nbs/02_model.ipynb #m02-imports
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 import timm
@@ -95,13 +96,13 @@ def stages(model: nn.Module) -> list[list[nn.Module]]:
 
 # %% ../nbs/02_model.ipynb #m02-layergroups
 def _layer_groups(model: nn.Module) -> list[list[nn.Module]]:
-    "Early layers, late layers, classifier."
+    "Early layers, late layers, classifier: by stages where a network has them, else by halves."
     if isinstance(model, Ensemble):
         early, late, _ = zip(*[_layer_groups(body) for body in model.bodies])
-        return [sum(early, []), sum(late, []), [model.classifier]]
+        return [[*chain(*early)], [*chain(*late)], [model.classifier]]
     if hasattr(model, 'conv_stem') and hasattr(model, 'blocks'):
         stem, first, second, last, head, classifier = stages(model)
-        return [stem + first + second, last + head, classifier]
+        return [[*stem, *first, *second], [*last, *head], classifier]
     classifier = model.get_classifier()
     layers = [m for m in model.children() if len(list(m.parameters()))]
     body = [m for m in layers if m is not classifier and classifier not in m.modules()] or [model]
