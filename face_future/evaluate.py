@@ -74,17 +74,18 @@ def _draw_curve(ax, table: pd.DataFrame, threshold: float, **style):
 # %% ../nbs/07_evaluate.ipynb #e07-roc
 def draw_roc(ax, table: pd.DataFrame, threshold: float):
     "The ROC curve of each pair of `table` on matplotlib's `ax`, with a dot at the threshold."
-    both = {name: table[mask] for name, mask in pairs(table.source, table.fake)}
-    both = {name: t for name, t in both.items() if t.fake.nunique() == 2}  # one class: no curve
-    area = {name: auroc(t.fake, t.score) for name, t in both.items()}
-    named = [*both][:1] + sorted([*both][1:], key=area.get)[:5]  # the first is all together
+    curves = [(name, table[mask]) for name, mask in pairs(table.source, table.fake)]
+    curves = [(name, t) for name, t in curves if t.fake.nunique() == 2]  # one class: no curve
+    hardest = sorted(curves[1:], key=lambda c: auroc(c[1].fake, c[1].score))[:5]
+    named = [name for name, _ in curves[:1] + hardest]  # the first is all together
     colour = dict(zip(named, ('black', *PALETTE)))
-    for name, t in both.items():
+    for name, t in curves:
         shown = dict(color=colour[name], label=name) if name in colour else dict(color=GREY)
         _draw_curve(ax, t, threshold, zorder=2 + (name in colour), **shown)
-    if hidden := len(both) - len(named):
+    if hidden := len(curves) - len(named):
         ax.plot([], [], color=GREY, label=f'{hidden} others')
     ax.set(xlabel='photographs called fake', ylabel='fakes called fake')
+    ax.set(xscale='log', xlim=(1e-3, 1))  # few false alarms are what matters
     ax.set_title('ROC, with dots at the threshold')
     if ax.lines:
         ax.legend(fontsize=6.5, loc='lower right')
