@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_folders', 'clusters', 'assign_split', 'split_labels', 'continue_split', 'atomic_write', 'CLASSES', 'Labels',
            'LabelError', 'crossing_groups', 'draw_evenly', 'found_before', 'left_out', 'list_images', 'make_toy',
-           'merge_labels', 'read_csv', 'read_manifest', 'with_families']
+           'merge_labels', 'read_csv', 'read_manifest', 'sides_before', 'with_families']
 
 # %% ../nbs/00_labels.ipynb #lab-imports
 import os
@@ -52,6 +52,7 @@ _all_ = [
     merge_labels,
     read_csv,
     read_manifest,
+    sides_before,
     with_families,
 ]
 
