@@ -6,9 +6,9 @@
 __all__ = ['Source', 'Manifests', 'ManifestRoot', 'Families', 'RealFolder', 'FakeFolder', 'LabelSource', 'ValidPct', 'SplitSeed',
            'LabelsOut', 'TestFolder', 'Photographs', 'Findings', 'RunFolder', 'FiguresFrom', 'About', 'WholeLight',
            'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'Joined', 'JoinedFile',
-           'Shares', 'read_source', 'label_notes', 'split_line', 'labels', 'audit', 'toy', 'recipe_options',
-           'recipe_fields', 'train', 'figure', 'pair_line', 'say_figures', 'pack', 'parse_shares', 'check_joined',
-           'ensemble']
+           'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels', 'labels', 'audit', 'toy',
+           'recipe_options', 'recipe_fields', 'train', 'figure', 'pair_line', 'say_figures', 'pack', 'parse_shares',
+           'check_joined', 'ensemble']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import re
@@ -179,25 +179,22 @@ def _earlier_notes(read, new, old, out: Path):
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-groupnotes
 def _group_notes(read, new, old, out: Path):
-    "A warning if groups are on both sides: as the sources say, or since earlier images stay."
+    "Warnings of groups on both sides: as the sources say, or since earlier images stay."
     from face_future.labels import crossing_groups
 
-    groups = crossing_groups(new.rows)
-    if not groups:
-        return
+    crossing = crossing_groups(new.rows)
+    given = set(crossing if old is None else crossing_groups(read.rows))
+    reasons = {
+        'as the column split of the sources says. To keep each group together, give its images '
+        'one side there, or leave that column out.': [g for g in crossing if g in given],
+        f'since images of the earlier {out} stay where they were. To split all images anew, '
+        f'give --seed {(new.seed or 42) + 1}.': [g for g in crossing if g not in given],
+    }
     total = new.rows.group[new.rows.group != ''].nunique()
-    crossing = f'{len(groups)} of {total} groups ({short(groups[0])} for one) are on both sides'
-    if old is None or set(groups) <= set(crossing_groups(read.rows)):
-        why = (
-            'as the column split of the sources says. To keep each group together, give its images '
-            'one side there, or leave that column out.'
-        )
-    else:
-        why = (
-            f'since images of the earlier {out} stay where they were. '
-            f'To split all images anew, give --seed {(new.seed or 42) + 1}.'
-        )
-    yield f'warning: {crossing} of the split, {why}'
+    for why, groups in reasons.items():
+        if groups:
+            some = f'{len(groups)} of {total} groups ({short(groups[0])} for one)'
+            yield f'warning: {some} are on both sides of the split, {why}'
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-labelnotes
 def label_notes(read, new, old, out: Path):  # read: before the split, old: earlier labels or None
@@ -212,6 +209,13 @@ def split_line(new, out: Path) -> str:
     held = (new.rows.split == 'valid').sum()
     counts = f'{len(new)} images, {new.counts()}, {held} of them held out'
     return f'{out}: {counts}. Here "fake" means {new.fake_means}.'
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-saylabels
+def say_labels(read, new, old, out: Path):
+    "Print what was written, and on standard error what may not be expected."
+    for note in label_notes(read, new, old, out):
+        typer.secho(note, fg='yellow', err=True)
+    typer.echo(split_line(new, out))
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-labels
 @command
@@ -238,14 +242,11 @@ def labels(
     check_file_writable(out)
     sources = source, real, fake, label_source, fake_means
     read = read_source(*sources, valid_pct == 1, manifest or (), root)
-    if families:
-        read = with_families(read, families)
+    read = with_families(read, families) if families else read
     old = Labels.load(out, must_exist=False) if out.exists() else None
     new = continue_split(read, old, valid_pct, seed)
     new.save(out)
-    for note in label_notes(read, new, old, out):
-        typer.secho(note, fg='yellow', err=True)
-    typer.echo(split_line(new, out))
+    say_labels(read, new, old, out)
 
 # %% ../nbs/parts/cli_train.ipynb #c10-testfolder
 TestFolder = Annotated[

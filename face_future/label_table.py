@@ -233,13 +233,19 @@ def crossing_groups(rows: pd.DataFrame) -> list[str]:
     return sides.index[sides > 1].tolist()
 
 # %% ../nbs/parts/label_table.ipynb #tab-before
+def _target(place: str) -> str:
+    "The file that a link leads to, or the file itself."
+    return os.path.realpath(place) if os.path.islink(place) else place
+
+
 def found_before(labels: Labels, old: Labels) -> list[int]:
     "For each row of `labels` the number of the same picture's row in `old`, or -1 for none."
-    mine, earlier = labels.places, old.places
-    if old.is_gone():
-        mine, earlier = labels.rows.path, old.rows.path
-    number = {place: i for i, place in enumerate(earlier)}
-    return [number.get(place, -1) for place in mine]
+    mine, earlier, target = labels.places, old.places, _target
+    if old.is_gone() and not labels.is_gone():
+        mine, earlier, target = labels.rows.path, old.rows.path, str
+    number = {target(place): i for i, place in enumerate(earlier)}
+    number |= {place: i for i, place in enumerate(earlier)}
+    return [number.get(p, number.get(target(p), -1)) for p in mine]
 
 # %% ../nbs/parts/label_table.ipynb #tab-sides-before
 def sides_before(labels: Labels, old: Labels | None) -> list[str]:
