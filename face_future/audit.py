@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from .data import ImageError, read_rgb
 from .duplicates import duplicates, near_pairs, scan
 from .files import atomic_write, file_index, printable
-from .labels import CLASSES, Labels, list_images
+from .labels import CLASSES, Labels, crossing_groups, list_images
 from .plots import COLOURS
 from .shortcuts import new_axes, scan_traits, shortcuts
 
@@ -149,9 +149,7 @@ def check_split(labels: Labels) -> list[dict]:
     "Is there a split, and does a given group cross it?"
     rows = labels.rows
     n = rows.split.replace('', 'none').value_counts()
-    known = rows[(rows.group != '') & (rows.split != '')]
-    sides = known.groupby('group').split.nunique()
-    crossing = sides.index[sides > 1].tolist()
+    crossing = crossing_groups(rows)
     counts = ', '.join(f'{s} {k}' for s, k in n.items())
     return [
         finding('split', 'info', len(labels) - int(n.get('none', 0)), counts),

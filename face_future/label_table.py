@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'CONVENTIONS', 'LABEL_SOURCES', 'COLUMNS', 'LabelError', 'check_word', 'list_images', 'common_root',
-           'label_table', 'Labels', 'draw_evenly', 'check_both_sides', 'to_json', 'read_rows']
+           'label_table', 'Labels', 'draw_evenly', 'check_both_sides', 'crossing_groups', 'found_before',
+           'sides_before', 'to_json', 'read_rows']
 
 # %% ../nbs/parts/label_table.ipynb #tab-imports
 import json
@@ -81,7 +82,9 @@ def _check_row(path: str, word: str, split: str):
         raise LabelError(f'a row has no path, or one that no file can have: {short(repr(path))}')
     if re.match('/|[A-Za-z]:', path) or '..' in PurePosixPath(path).parts:
         name = short(repr(path))
-        raise LabelError(f'{name} leads out of the root: give the root, and paths relative to it')
+        raise LabelError(
+            f'{name} leads out of the root: give the root with --root (root=), and paths from there'
+        )
     check_word(f'label of {short(path)}', word, CLASSES)
     check_word(f'split of {short(path)}', split, ('train', 'valid', ''))
 
@@ -165,6 +168,20 @@ def is_fake(self: Labels) -> np.ndarray:
     "N bool: made or manipulated by a machine, whatever the data set's own word for it is."
     return (self.rows.label == 'fake').to_numpy() != (self.fake_means == 'photograph')
 
+# %% ../nbs/parts/label_table.ipynb #tab-places
+@patch(as_prop=True)
+def places(self: Labels) -> list[str]:
+    "Each row's file in the folder where it really lies, which no other root or link changes."
+    parts = [p.rpartition('/') for p in self.rows.path]
+    folder = {f: os.path.realpath(self.root / f) for f in {f for f, _, _ in parts}}
+    return [os.path.join(folder[f], name) for f, _, name in parts]
+
+
+@patch
+def is_gone(self: Labels) -> bool:
+    "Is not one of the pictures where it should be?"
+    return not any(f.exists() for f in self.files)
+
 # %% ../nbs/parts/label_table.ipynb #lab-part
 @patch
 def part(self: Labels, split: str = 'valid') -> Labels:
@@ -207,6 +224,36 @@ def check_both_sides(rows: pd.DataFrame, assigned: pd.Series, cluster: np.ndarra
             f'{len(set(cluster[mine]))} groups. For a set that is only measured on, '
             'hold all of it out (--valid-pct 1).'
         )
+
+# %% ../nbs/parts/label_table.ipynb #tab-crossing
+def crossing_groups(rows: pd.DataFrame) -> list[str]:
+    "The groups that have pictures on both sides of the split."
+    known = rows[(rows.group != '') & (rows.split != '')]
+    sides = known.groupby('group').split.nunique()
+    return sides.index[sides > 1].tolist()
+
+# %% ../nbs/parts/label_table.ipynb #tab-before
+def _target(place: str) -> str:
+    "The file that a link leads to, or the file itself."
+    return os.path.realpath(place) if os.path.islink(place) else place
+
+
+def found_before(labels: Labels, old: Labels) -> list[int]:
+    "For each row of `labels` the number of the same picture's row in `old`, or -1 for none."
+    mine, earlier, target = labels.places, old.places, _target
+    if old.is_gone() and not labels.is_gone():
+        mine, earlier, target = labels.rows.path, old.rows.path, str
+    number = {target(place): i for i, place in enumerate(earlier)}
+    number |= {place: i for i, place in enumerate(earlier)}
+    return [number.get(p, number.get(target(p), -1)) for p in mine]
+
+# %% ../nbs/parts/label_table.ipynb #tab-sides-before
+def sides_before(labels: Labels, old: Labels | None) -> list[str]:
+    "The side of each picture in the earlier table `old`, empty if it had none there."
+    if old is None:
+        return [''] * len(labels)
+    sides = [*old.rows.split, '']  # the last one is for -1
+    return [sides[i] for i in found_before(labels, old)]
 
 # %% ../nbs/parts/label_table.ipynb #lab-save
 @patch
@@ -318,7 +365,7 @@ def _todays_rows(rows: list[dict], name: str) -> list[dict]:
 # %% ../nbs/parts/label_table.ipynb #tab-there
 def _check_there(labels, name: str):
     "A `LabelError` if not one of the pictures is where it should be."
-    if not any(f.exists() for f in labels.files):
+    if labels.is_gone():
         raise LabelError(
             f'not one of the {len(labels)} images of {name} lies under {labels.root}: '
             'if they were moved, say where to with --root (root=)'

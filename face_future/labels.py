@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['read_folders', 'clusters', 'assign_split', 'split_labels', 'continue_split', 'atomic_write', 'CLASSES', 'Labels',
-           'LabelError', 'draw_evenly', 'left_out', 'list_images', 'make_toy', 'merge_labels', 'read_csv',
-           'read_manifest', 'with_families']
+           'LabelError', 'crossing_groups', 'draw_evenly', 'found_before', 'left_out', 'list_images', 'make_toy',
+           'merge_labels', 'read_csv', 'read_manifest', 'sides_before', 'with_families']
 
 # %% ../nbs/00_labels.ipynb #lab-imports
 import os
@@ -17,12 +17,24 @@ import pandas as pd
 
 from .duplicates import duplicates, scan
 from .files import sha256
-from .label_table import CLASSES, LabelError, Labels, check_both_sides, common_root
+from face_future.label_table import (
+    CLASSES,
+    LabelError,
+    Labels,
+    check_both_sides,
+    common_root,
+    sides_before,
+)
 
 # %% ../nbs/00_labels.ipynb #lab-offered
 # what other modules look for here
 from .files import atomic_write
-from .label_table import draw_evenly, list_images
+from face_future.label_table import (
+    crossing_groups,
+    draw_evenly,
+    found_before,
+    list_images,
+)
 from .manifests import left_out, merge_labels, read_csv, read_manifest, with_families
 from .toy import make_toy
 
@@ -31,13 +43,16 @@ _all_ = [
     CLASSES,
     Labels,
     LabelError,
+    crossing_groups,
     draw_evenly,
+    found_before,
     left_out,
     list_images,
     make_toy,
     merge_labels,
     read_csv,
     read_manifest,
+    sides_before,
     with_families,
 ]
 
@@ -113,10 +128,7 @@ def split_labels(
     "`labels` with a split. Raises `LabelError` for a bad share or a class too small to be in both."
     if not 0 <= valid_pct <= 1:
         raise LabelError(f'valid_pct (--valid-pct) must lie between 0 and 1, not {valid_pct}')
-    old = {} if keep is None else dict(zip(keep.rows.path, keep.rows.split))
-    split = labels.rows.split.where(
-        labels.rows.split != '', [old.get(p, '') for p in labels.rows.path]
-    )
+    split = labels.rows.split.where(labels.rows.split != '', sides_before(labels, keep))
     if not (split == '').any():
         made_by = labels if keep is None else keep
         seed, valid_pct = made_by.seed, made_by.valid_pct

@@ -10,6 +10,7 @@ import codecs
 import gzip
 import io
 import os
+import sys
 import warnings
 import zlib
 from dataclasses import replace
@@ -62,12 +63,19 @@ def _table(text: str, name: str) -> pd.DataFrame:
         raise LabelError(f'{name} is not a table: {e}') from None
 
 # %% ../nbs/parts/manifests.ipynb #man-readcsv
-def read_csv(file: str | Path) -> pd.DataFrame:
+def read_csv(
+    file: str | Path,
+    wanted: str = '',  # the columns that it should have, in words, for the message if it is no CSV
+) -> pd.DataFrame:
     "A CSV as text, separated by commas, semicolons or tabs, with column names in lower case."
     file = Path(file)
     if not file.exists():
         raise LabelError(f'no such table: {file}')
-    df = _table(_decoded(file), file.name)
+    text = _decoded(file)
+    if text.lstrip()[:1] in ('[', '{'):
+        columns = f' with the columns {wanted}' if wanted else ''
+        raise LabelError(f'{file.name} is JSON: give a CSV{columns}')
+    df = _table(text, file.name)
     df = df.rename(columns=lambda c: c.strip().lower()).apply(lambda column: column.str.strip())
     if (twice := df.columns[df.columns.duplicated()]).size:
         raise LabelError(f'{file.name} has the column {short(twice[0])} twice: leave one of them')
@@ -82,14 +90,28 @@ def _with_slashes(path: str, root: Path) -> str:
 # %% ../nbs/parts/manifests.ipynb #man-columns
 KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest
 
+# %% ../nbs/parts/manifests.ipynb #man-unused
+def _unused(columns: list[str], name: str) -> str:
+    "A sentence on the columns of a manifest that nobody reads, or an empty text."
+    others = [c for c in columns if c not in KNOWN]
+    if not others:
+        return ''
+    sentence = f'{name} has columns that are not used ({short(", ".join(others))})'
+    if 'group' not in columns:
+        sentence += ', and only a column group keeps the pictures of one person together'
+    return f'{sentence}.'
+
 # %% ../nbs/parts/manifests.ipynb #man-known
 def _read_known(csv: Path, root: Path) -> pd.DataFrame:
     "The columns of a manifest that we know, with a table's names, slashes and lower-case words."
     if not csv.exists():
         raise LabelError(f'no such manifest: {csv}')
-    df = read_csv(csv)
+    df = read_csv(csv, wanted='path and label')
     if missing := {'path', 'label'} - set(df):
-        raise LabelError(f'{csv.name} has no column {sorted(missing)}, only {list(df)}')
+        there = short(', '.join(df))
+        raise LabelError(f'{csv.name} has no column {" and ".join(sorted(missing))}, only {there}')
+    if unused := _unused(list(df), csv.name):
+        print(unused, file=sys.stderr)
     df = df.filter(items=KNOWN)
     df['path'] = [_with_slashes(p, root) if '\\' in p else p for p in df.path]
     for c in df.columns.intersection(['label', 'split']):
@@ -108,11 +130,11 @@ def read_manifest(
     root = csv.parent if root is None else Path(root)
     df = _read_known(csv, root)
     labels = Labels(df, root, 'manifest', fake_means)
-    if any(f.exists() for f in labels.files):
+    if not labels.is_gone():
         return labels
     raise LabelError(
-        f'not one of the {len(df)} files lies under {labels.root}: paths are taken from the '
-        'folder of the table. Move it there or, from Python, give root='
+        f'{csv.name}: not one of the {len(df)} files lies under {labels.root}. Paths are taken '
+        'from the folder of the table, or from another one that --root (root=) names.'
     )
 
 # %% ../nbs/parts/manifests.ipynb #man-below
@@ -136,7 +158,7 @@ def merge_labels(tables: list[Labels]) -> Labels:
 # %% ../nbs/parts/manifests.ipynb #man-familytable
 def _families(csv: str | Path) -> tuple:  # (table, names of the columns that tell its rows apart)
     "Which source belongs to which family, maybe one way for reals and another for fakes."
-    known = read_csv(csv)
+    known = read_csv(csv, wanted='source and family')
     if missing := {'source', 'family'} - set(known):
         raise LabelError(f'{Path(csv).name} has no column {sorted(missing)}')
     by = ['source', 'label'] if 'label' in known else ['source']
