@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WARM_UP', 'SeedEpoch', 'FreezeEpochs', 'size_at', 'ProgressiveResize', 'EMA', 'fit_flat', 'RunError', 'StopOnNaN',
            'recipe_callbacks', 'best_epoch', 'save_torch', 'plain_opt', 'Checkpoint', 'epoch_line', 'EpochLines',
-           'read_checkpoint']
+           'EpochTable', 'read_checkpoint']
 
 # %% ../nbs/parts/callbacks.ipynb #k03-warnings
 import warnings
@@ -143,7 +143,7 @@ class StopOnNaN(Callback):
     def after_loss(self):
         if torch.isfinite(self.learn.loss_grad).all():
             return
-        where = f'in epoch {self.epoch} ({"training" if self.training else "validation"})'
+        where = f'in epoch {self.epoch + 1} ({"training" if self.training else "validation"})'
         raise RunError(
             f'The loss is {self.learn.loss_grad.item():g} {where}: the run was stopped. Try again '
             'with a lower --lr, or other weights to start from (--init), in another --out.'
@@ -200,10 +200,11 @@ class Checkpoint(Callback):
 
     order = 80  # after Recorder and EMA
 
-    def __init__(self, out: str | Path, recipe, settings: dict):
+    def __init__(self, out: str | Path, recipe, settings: dict, split: dict | None = None):
         self.out = Path(out)
         self.recipe = recipe
         self.settings = settings  # what the weights file says of itself
+        self.split = split or {}  # parts/training_rows' `row_checksums`
         self.log = []
         self.first = 0  # epoch to go on with
 
@@ -262,9 +263,23 @@ class EpochLines(Callback):
     order = 81  # after Checkpoint
 
     def after_epoch(self):
-        log = self.learn.checkpoint.log
-        if is_first() and log and log[-1]['epoch'] == self.epoch:
-            print(epoch_line(log[-1], self.n_epoch), flush=True)
+        done = self.learn.checkpoint
+        if is_first() and self.epoch >= done.first:
+            print(epoch_line(done.log[-1], self.n_epoch), flush=True)
+
+# %% ../nbs/parts/callbacks.ipynb #k15-table
+class EpochTable(Callback):
+    "Count the rows of fastai's table from 1, and begin with the epoch that a run goes on with."
+
+    order = 82  # after ProgressCallback, which writes the table, and Checkpoint
+
+    def before_fit(self):
+        self.write, self.learn.logger = self.logger, self.row
+
+    def row(self, log):
+        epoch, *figures = log
+        if epoch >= self.learn.checkpoint.first:
+            self.write([epoch + 1, *figures])
 
 # %% ../nbs/parts/callbacks.ipynb #t03-checkpoint
 @patch
@@ -273,6 +288,7 @@ def state(self: Checkpoint, net) -> dict:
     return dict(
         recipe=asdict(self.recipe),
         fingerprint=self.settings['fingerprint'],
+        split=self.split,
         epoch=self.epoch,
         log=self.log,
         model=bare(self.model).state_dict(),
@@ -318,10 +334,10 @@ def read_checkpoint(file: str | Path, device: str = 'cpu') -> dict:
     return c
 
 # %% ../nbs/parts/callbacks.ipynb #k03-load
-def _check_best(folder: Path):
-    "A `ValueError` if the best weights, which lie beside every checkpoint, are gone or damaged."
+def _read_best(folder: Path):
+    "The settings of the best weights, which lie beside every checkpoint, or a `ValueError`."
     try:
-        load_weights(folder / 'model_best.safetensors')
+        return load_weights(folder / 'model_best.safetensors')[1]
     except (ValueError, OSError) as e:
         raise ValueError(
             f'{folder} holds a checkpoint, but its model_best.safetensors is gone or damaged: '
@@ -329,27 +345,59 @@ def _check_best(folder: Path):
         ) from e
 
 # %% ../nbs/parts/callbacks.ipynb #k03-samerun
-def _check_same_run(c, recipe, fingerprint, folder):
-    "A `ValueError` if a checkpoint is of other choices, images or labels."
+def _check_same_recipe(before: dict, recipe, folder: str):
+    "A `ValueError` if a checkpoint's recipe is of other choices."
     # A field that an older version did not know has its default.
-    before = {**asdict(type(recipe)()), **renamed(c['recipe'], RECIPE)}
-    now = asdict(recipe)
-    if before == now and c['fingerprint'] == fingerprint:
-        return
-    changed = [k for k, v in now.items() if before.get(k) != v] or ['the images or labels']
-    raise ValueError(
-        f'{folder} holds a run with other settings ({", ".join(changed)}). '
-        'Resume it with the same ones, or choose another --out.'
-    )
+    before = {**asdict(type(recipe)()), **renamed(before, RECIPE)}
+    if changed := [k for k, v in asdict(recipe).items() if before.get(k) != v]:
+        raise ValueError(
+            f'{folder} holds a run with other settings ({", ".join(changed)}). '
+            'Resume it with the same ones, or choose another --out.'
+        )
+
+# %% ../nbs/parts/callbacks.ipynb #k03-data
+# What is compared -> how it is called in a message. Other images have other checksums of the
+# split in any case, so these are only looked at where the images are the same.
+_DATA = dict(fingerprint='the images or labels', fake_means='fake_means')
+_SPLIT = dict(
+    split_seed='the split',
+    split='the split',
+    group='the groups',
+    source='the sources',
+    family='the families',
+)
+
+
+def _changed(words: dict, before: dict, now: dict) -> list:
+    "The words for what is in `before`, and is not so `now`."
+    return [word for k, word in words.items() if k in before and before[k] != now.get(k)]
+
+# %% ../nbs/parts/callbacks.ipynb #k03-samedata
+def _check_same_data(before: dict, now: dict, folder: str):
+    "A `ValueError` if something in `before`, of a checkpoint, is not so `now`."
+    if changed := _changed(_DATA, before, now) or _changed(_SPLIT, before, now):
+        raise ValueError(
+            f'{folder} holds a run on other data ({", ".join(changed)} changed). '
+            'Resume it with the labels as they were, or choose another --out.'
+        )
+
+# %% ../nbs/parts/callbacks.ipynb #k03-before
+def _data_before(c: dict, best) -> dict:  # c: a checkpoint, best: the settings of its weights
+    "What a checkpoint's run learnt from, as far as its version kept it."
+    before = dict(fingerprint=c['fingerprint'], fake_means=best['fake_means'])
+    if 'split' in c:
+        return before | c['split']
+    return before | {k: best[k] for k in ('split_seed',) if k in best}
 
 # %% ../nbs/parts/callbacks.ipynb #k03-loadfn
 @patch
 def load(self: Checkpoint, learn, file: str | Path) -> int:  # the epoch to go on with
     "Put a checkpoint back into `learn`. A `ValueError` says that it is of another run."
     device = learn.dls.device
-    _check_best(file.parent)
+    best = _read_best(file.parent)
     c = read_checkpoint(file, device)
-    _check_same_run(c, self.recipe, self.settings['fingerprint'], file.parent.name)
+    _check_same_recipe(c['recipe'], self.recipe, file.parent.name)
+    _check_same_data(_data_before(c, best), {**self.settings, **self.split}, file.parent.name)
     learn.model.to(device).load_state_dict(c['model'])
     learn.create_opt()
     learn.opt.load_state_dict(c['opt'])

@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'FakeMeans', 'Root', 'WholeImage', 'LabelsFile', 'WEIGHTS', 'BACKEND', 'Weights', 'Backend',
-           'sentence', 'forgiving', 'have_a_home', 'failed', 'ForgivingCommand', 'command', 'finite', 'add_options']
+           'sentence', 'forgiving', 'have_a_home', 'failed', 'ForgivingCommand', 'one_interrupt', 'command', 'finite',
+           'add_options']
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-imports
 import functools
 import inspect
 import math
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -75,6 +79,27 @@ class ForgivingCommand(TyperCommand):
         known = [o for p in self.params for o in (*p.opts, *p.secondary_opts)]
         return super().parse_args(ctx, new_options(args, known))
 
+# %% ../nbs/parts/cli_base.ipynb #c10a-stoponce
+def _stop_once(signum, frame):
+    "The handler of Ctrl-C: raise `KeyboardInterrupt` for the first, and ignore all others."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+# %% ../nbs/parts/cli_base.ipynb #c10a-once
+@contextmanager
+def one_interrupt():
+    "Within, only the first Ctrl-C counts. Whoever has a handler of their own keeps it."
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _stop_once)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is _stop_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # %% ../nbs/parts/cli_base.ipynb #c10a-command
 def command(f):
     "Register `f` as a subcommand that reports foreseen errors as one sentence."
@@ -82,7 +107,10 @@ def command(f):
     @functools.wraps(f)
     def inner(*args, **kwargs):
         try:
-            return f(*args, **kwargs)
+            with one_interrupt():
+                return f(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
         except BrokenPipeError:
             raise  # `| head` has seen enough, and Typer ends quietly
         except ModuleNotFoundError as e:

@@ -29,19 +29,19 @@ from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import AccumMetric, accuracy
 
 from . import metrics
-from .callbacks import Checkpoint, StopOnNaN, fit_flat, recipe_callbacks
+from .callbacks import Checkpoint, EpochTable, StopOnNaN, fit_flat, recipe_callbacks
 from .data import Preprocess
 from .devices import is_first, on_all_devices, share_of
 from .ensemble import members
 from .faces import DETECTOR
-from .held_out import finish
+from .held_out import check_figures_from, finish
 from .labels import Labels
 from .loaders import BalancedLoader, get_loaders, get_set
 from .model import create_model, split_params
 from .provenance import provenance
 from .recipe import Recipe, check_limits, check_used
 from .teachers import load_teachers, read_opinions, teacher_callbacks
-from .training_rows import check_classes, get_rows
+from .training_rows import check_classes, get_rows, row_checksums
 
 _all_ = [Recipe, BalancedLoader, get_loaders, get_set]  # parts', offered here too
 
@@ -125,7 +125,7 @@ def _fit(learn, checkpoint, recipe, progress):
     file = checkpoint.out / 'checkpoint.pth'
     start = checkpoint.load(learn, file) if file.exists() else 0
     if start and is_first():
-        print(f'resuming after epoch {start - 1}')
+        print(f'resuming after epoch {start} of {recipe.epochs}')
     if start >= recipe.epochs:
         return
     quiet = nullcontext() if progress else learn.no_bar()
@@ -147,6 +147,7 @@ def train(
 ) -> Path:  # the best weights, `model_best.safetensors`
     "Train, resume, keep the best. Raises a `ValueError` for a recipe or labels that can't work."
     check_recipe(recipe)
+    check_figures_from(figures_from, recipe, labels.rows)
     preprocess = _preprocess(recipe)
     teachers = _teachers(recipe, labels, preprocess)
     out = Path(out)
@@ -156,9 +157,9 @@ def train(
     dls = get_loaders(rows, labels.root, recipe, preprocess, labels.fake_means)
     learn = get_learner(dls, recipe)
     settings = {**provenance(labels, rows, recipe, preprocess), 'about': about}
-    checkpoint = Checkpoint(out, recipe, settings)
+    checkpoint = Checkpoint(out, recipe, settings, row_checksums(rows))
     taught = teacher_callbacks(recipe, teachers, dls.train.rows)
-    learn.add_cbs([*taught, checkpoint, StopOnNaN(), *cbs])
+    learn.add_cbs([*taught, checkpoint, EpochTable(), StopOnNaN(), *cbs])
     _fit(learn, checkpoint, recipe, progress)
     if not is_first():
         return out / 'model_best.safetensors'
