@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 from common import stop
-from pictures import corrupted, cut, draw_geometry, pasted, resized, self_blend
+from pictures import corrupted, cut, draw_geometry, low_face, pasted, resized, self_blend
 from torch.utils.data import IterableDataset, get_worker_info
 
 APART, LATENT, BLEND = 0, 1, 2  # how the two of a couple belong together
@@ -167,7 +167,7 @@ class Sources:
 
 
 class Couples:
-    "Draws couples: a photograph and a fake of its family, its reconstruction, or its self-blend."
+    "Draws couples: a photograph and a fake of its family, or one that is made of the photograph."
 
     def __init__(self, crops: Crops, pairs: PairStore | None, recipe: dict, seed: int):
         self.crops = crops
@@ -189,7 +189,9 @@ class Couples:
         if u < latent and self._pairs_ready():
             kind, rows, two = LATENT, *self._latent()
         elif u < latent + self.recipe['blend_share']:
-            kind, rows, two = BLEND, *self._blend()
+            kind, rows, two = BLEND, *self._blend(self_blend)
+        elif u < latent + self.recipe['blend_share'] + self.recipe.get('low_face_share', 0):
+            kind, rows, two = BLEND, *self._blend(low_face)
         else:
             kind, rows, two = APART, *self._apart()
         return kind, rows, [resized(x, self.recipe['size']) for x in self._corrupted(kind, two)]
@@ -203,10 +205,13 @@ class Couples:
         g = draw_geometry(self.rng, zoom=not is_pasted)
         return (row, row), [cut(x, self.crops.box[row] * scale, g) for x in (a, b)]
 
-    def _blend(self):
+    def _blend(self, blend):
+        "A photograph and what `blend` makes of it, or a self-blend where that gives nothing."
         row = self.sources.draw(self.sources.photos, self.rng)
         a = self.crops.read(row)
-        b = self_blend(a, self.crops.landmarks[row], self.rng)
+        b = blend(a, self.crops.landmarks[row], self.rng)
+        if b is None:
+            b = self_blend(a, self.crops.landmarks[row], self.rng)
         g = draw_geometry(self.rng, zoom=False)
         return (row, row), [cut(x, self.crops.box[row], g) for x in (a, b)]
 

@@ -308,3 +308,28 @@ def self_blend(rgb: np.ndarray, landmarks, rng: random.Random) -> np.ndarray:
     middle = (1 - scale) * width / 2, (1 - scale) * height / 2
     inner = moved(inner, np.float32([[scale, 0, middle[0] + dx], [0, scale, middle[1] + dy]]))
     return mixed(face_mask(landmarks, height, width, generator(rng)), inner, outer)
+
+
+# Faces of low resolution, as swaps have them
+
+EYES = 32, 52  # pixels between the eyes in what a swap of 128 pixels gives (about 35 to 40)
+
+
+def low_face(rgb: np.ndarray, landmarks, rng: random.Random) -> np.ndarray | None:
+    """A square whose face is at the resolution of a generator of 128 pixels, as inswapper's swaps.
+
+    What tells it from the photograph is that the face is softer than what is round it. None where
+    the face is hardly larger than what such a generator gives."""
+    n = len(rgb)
+    eye = max(4.0, float(np.linalg.norm(np.subtract(landmarks[1], landmarks[0]))))
+    scale = rng.uniform(*EYES) / eye
+    if scale > 0.85:
+        return None
+    inner = _other_colours(rgb, rng) if rng.random() < 0.4 else rgb
+    inner = cv2.resize(inner, (max(24, int(n * scale)),) * 2, interpolation=cv2.INTER_AREA)
+    if rng.random() < 0.3:
+        inner = cv2.GaussianBlur(inner, (0, 0), rng.uniform(0.3, 0.7))
+    up = rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4])
+    inner = cv2.resize(inner, (n, n), interpolation=up)
+    mask = face_mask(landmarks, n, n, generator(rng))
+    return mixed(mask / max(mask.max(), 1e-6), inner, rgb)
