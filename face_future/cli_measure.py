@@ -239,6 +239,7 @@ def left_out(
     runs: Runs,
     views: Annotated[str, typer.Option(help='The views to predict with.')] = 'flip',
     out: LeftOutTable = Path('left_out.csv'),
+    root: Root = None,
 ):
     """How good is it at families that training did not see? AUROC against the likeliest mistakes.
 
@@ -251,7 +252,7 @@ def left_out(
     from face_future.files import check_file_writable
     from face_future.labels import Labels
 
-    labels = Labels.load(labels_file)
+    labels = Labels.load(labels_file, root)
     check_file_writable(out)
     scores = [left_out_scores(run, labels, views, sys.stderr.isatty()) for run in runs]
     table = write_left_out(pd.concat(scores, ignore_index=True), out)
@@ -401,11 +402,11 @@ def exported_line(file: Path) -> str:
     return f'{file}: {size}, beside {beside}. It says what PyTorch says.'
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-sayprecisions
-def say_precisions(graph: Path, labels_file, n: int):
+def say_precisions(graph: Path, labels_file, n: int, root=None):
     "Measure lower precisions, note in the graph which lose nothing, and print a line of each."
     from face_future.precision import check_precision, note_precision
 
-    for r in note_precision(graph, check_precision(graph, labels_file, n)):
+    for r in note_precision(graph, check_precision(graph, labels_file, n, root)):
         typer.echo(parity_line(r))
 
 # %% ../nbs/parts/cli_measure.ipynb #c10-exportcmd
@@ -418,6 +419,7 @@ def export(
     labels_file: ExportLabels = None,
     images: Photographs = None,
     n: Each = 60,
+    root: Root = None,
 ):
     """Write an ONNX graph that points into its weights file, checked against PyTorch.
 
@@ -432,11 +434,11 @@ def export(
     from face_future.tta_inference import Predictor
 
     if labels_file:
-        Labels.load(labels_file)  # a mistake in it is said before anything is written
+        Labels.load(labels_file, root)  # a mistake in it is said before anything is written
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
     typer.echo(exported_line(file))
     if labels_file:
-        say_precisions(file, labels_file, n)
+        say_precisions(file, labels_file, n, root)
     keep_known(Predictor(file.with_suffix('.safetensors'), device='cpu', backend='onnx'))
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-benchrow

@@ -24,7 +24,7 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.table import Table
 
-from .cli_base import Backend, Weights, WholeImage, add_options, command, console
+from .cli_base import Backend, Root, Weights, WholeImage, add_options, command, console
 from .files import printable
 from .settings import Settings
 
@@ -282,13 +282,14 @@ def paint_pictures(predictor, source, out: str | Path):
         raise typer.Exit(1)
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-painted
-def check_maps(predictor, labels_file, out: str | Path, n: int):
+def check_maps(predictor, labels_file, out: str | Path, n: int, root=None):
     "Paint held-out images in a grid, and check the maps by deletion."
     from face_future.heatmaps import write_check
     from face_future.labels import Labels
     from face_future.tsne import see
 
-    seen = see(predictor, Labels.load(labels_file), n, progress=sys.stderr.isatty())
+    labels = Labels.load(labels_file, root)
+    seen = see(predictor, labels, n, progress=sys.stderr.isatty())
     table = Table('filled by', 'logit', 'mean (95 %)')
     for r in write_check(predictor, seen, out):
         table.add_row(r['fill'], r['what'], f'{r["mean"]:+.3f} ({r["lo"]:+.3f} to {r["hi"]:+.3f})')
@@ -312,6 +313,7 @@ def heatmap(
     out: Annotated[Path, typer.Option(help='Folder for the pictures.')] = Path('heatmaps'),
     n: Annotated[int, typer.Option(help='With a labels file: pictures to check.', min=1)] = 300,
     whole_image: WholeImage = False,
+    root: Root = None,
 ):
     """Paint where the network looked: orange speaks for fake, blue for real.
 
@@ -323,7 +325,7 @@ def heatmap(
 
     predictor = Predictor(weights, whole_image=whole_image)
     if source.suffix.lower() == '.json':
-        return check_maps(predictor, source, out, n)
+        return check_maps(predictor, source, out, n, root)
     paint_pictures(predictor, source, out)
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-serveoptions

@@ -118,6 +118,8 @@ def grid(
     from face_future.plots import save_figure
 
     kinds = surest(np.asarray(truth), np.asarray(verdict), np.mean(cams, (1, 2)) - zero, n)
+    if not kinds:
+        raise ValueError('All of these pictures are unsure: no verdict to show. Take more.')
     full = np.percentile(np.abs(np.stack(cams) - zero), 98)
     shape = (len(kinds), 2 * n)
     size = (2 * n, 1.15 * len(kinds))
@@ -294,8 +296,8 @@ def write_check(
     for fill in FILLS:
         check = deletion_check(predictor, seen.crops, fill=fill, **kwargs)
         rows += [dict(fill=fill, **r) for r in deletion_summary(check, t.group, zero)]
-    grid(seen.crops, seen.cam, t.truth, t.verdict, zero=zero, file=out / 'grid.png')
     atomic_write(out / 'deletion.csv', to_csv(pd.DataFrame(rows), float_format='%.4f'))
+    grid(seen.crops, seen.cam, t.truth, t.verdict, zero=zero, file=out / 'grid.png')
     return rows
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-paintfiles

@@ -32,9 +32,10 @@ def held_out_crops(
     n: int = 60,  # pictures, at most, of each source and class
     split='valid',
     seed: int = 0,
+    root=None,  # where the pictures lie now, if they were moved
 ):  # -> N × 3 × S × S, float32, and N bool: fake in the world's sense
     "Network inputs: the largest face of each picture, if it has no quality issue."
-    some = Labels.load(labels_file).part(split).sample(n, seed)
+    some = Labels.load(labels_file, root).part(split).sample(n, seed)
     fake = some.is_fake
     predictor = Predictor(graph, backend='onnx', device='cpu')
     largest = [predictor.detect(read_rgb(f))[0] for f in some.files]
@@ -115,10 +116,11 @@ def check_precision(
     graph: str | Path,  # an `.onnx` file
     labels_file,  # its held-out images are used
     n: int = 60,  # pictures of each source and class
+    root=None,  # where the pictures lie now, if they were moved
 ) -> list[dict]:  # backend, n, auroc, change, lo, hi, flips, gap, cpu_ms (of a crop), passed
     "What each precision that runs here costs and brings, against ONNX Runtime in 32 bits."
     settings = read_settings(graph)
-    x, fake = held_out_crops(graph, labels_file, n)
+    x, fake = held_out_crops(graph, labels_file, n, root=root)
     by_case = case_logits(graph, x, _sign(settings))
     rows = []
     for name, (logit, cpu_ms) in by_case.items():
