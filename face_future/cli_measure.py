@@ -424,8 +424,6 @@ def export(
     """Write an ONNX graph that points into its weights file, checked against PyTorch.
 
     Example: face_future export runs/first/model_best.safetensors --labels-file train_labels.json
-
-    ONNX Runtime and OpenVINO run it.
     """
     from face_future.export import export_onnx
     from face_future.labels import Labels

@@ -97,8 +97,10 @@ KINDS = (('fake', 'fake'), ('real', 'real'), ('real', 'fake'), ('fake', 'real'))
 def surest(
     truth: np.ndarray, verdict: np.ndarray, lean, n: int
 ) -> dict:  # (truth, verdict) to indices
-    "Of each kind that there is, the `n` cases that lean farthest."
+    "Of each kind that there is, the `n` cases that lean farthest, or a `ValueError` without any."
     found = {(t, v): np.flatnonzero((truth == t) & (verdict == v)) for t, v in KINDS}
+    if not any(map(len, found.values())):
+        raise ValueError('All of these pictures are unsure: no verdict to show. Take more.')
     return {kind: i[np.argsort(-np.abs(lean[i]))][:n] for kind, i in found.items() if len(i)}
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-gridfn
@@ -118,8 +120,6 @@ def grid(
     from face_future.plots import save_figure
 
     kinds = surest(np.asarray(truth), np.asarray(verdict), np.mean(cams, (1, 2)) - zero, n)
-    if not kinds:
-        raise ValueError('All of these pictures are unsure: no verdict to show. Take more.')
     full = np.percentile(np.abs(np.stack(cams) - zero), 98)
     shape = (len(kinds), 2 * n)
     size = (2 * n, 1.15 * len(kinds))
