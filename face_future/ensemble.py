@@ -14,6 +14,7 @@ import timm
 import torch
 from torch import nn
 
+from .detail import detail_grid  # noqa: F401 (timm learns its name)
 from .model_config import WeightsError, complete, find_weights
 from .tensors import fit_state, misfits, read_state
 

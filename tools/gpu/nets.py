@@ -34,7 +34,8 @@ def member_of(state: dict, net: nn.Module) -> dict:
     for k in numbers:
         start = f'bodies.{k}.'
         body = {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)}
-        width = len(body['conv_head.weight'])
+        last = 'conv_head.weight' if 'conv_head.weight' in body else 'down.0.weight'  # detail_grid
+        width = len(body[last])
         if {n: v.shape for n, v in body.items()} == own:
             head = state['classifier.weight'][:, first : first + width]
             return body | {'classifier.weight': head, 'classifier.bias': state['classifier.bias']}

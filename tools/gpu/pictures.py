@@ -145,30 +145,30 @@ def sharpened(rgb: np.ndarray, rng: random.Random) -> np.ndarray:
     return cv2.addWeighted(rgb, 1 + a, cv2.GaussianBlur(rgb, (0, 0), 1.0), -a, 0)
 
 
-def shrunk(rgb: np.ndarray, rng: random.Random, size: int) -> np.ndarray:
-    "At .3 to 1 of the network's `size`, if the square is larger."
-    target = rng.uniform(0.3, 1) * size
+def shrunk(rgb: np.ndarray, rng: random.Random, size: int, least: float = 0.3) -> np.ndarray:
+    "At `least` to 1 of the network's `size`, if the square is larger."
+    target = rng.uniform(least, 1) * size
     if target >= len(rgb):
         return rgb
     how = rng.choice([cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC])
     return cv2.resize(rgb, (max(32, int(target)),) * 2, interpolation=how)
 
 
-def noisy(rgb: np.ndarray, rng: random.Random) -> np.ndarray:
-    "Normal noise of 1.5 to 20 levels, of each channel or of all alike."
-    strength = rng.uniform(1.5, 20)
+def noisy(rgb: np.ndarray, rng: random.Random, most: float = 20) -> np.ndarray:
+    "Normal noise of 1.5 to `most` levels, of each channel or of all alike."
+    strength = rng.uniform(1.5, most)
     channels = 3 if rng.random() < 0.6 else 1
     shape = (*rgb.shape[:2], channels)
     noise = generator(rng).standard_normal(shape, dtype=np.float32)
     return bounded(rgb + strength * noise)
 
 
-def compressed(rgb: np.ndarray, rng: random.Random) -> np.ndarray:
-    "Saved as JPEG (4:4:4 or 4:2:0) or WebP of a quality of 30 or more, and read back."
+def compressed(rgb: np.ndarray, rng: random.Random, least: int = 30) -> np.ndarray:
+    "Saved as JPEG (4:4:4 or 4:2:0) or WebP of a quality of `least` or more, and read back."
     if rng.random() < 0.2:
-        ending, options = '.webp', [cv2.IMWRITE_WEBP_QUALITY, rng.randint(30, 98)]
+        ending, options = '.webp', [cv2.IMWRITE_WEBP_QUALITY, rng.randint(least, 98)]
     else:
-        ending, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, rng.randint(30, 99)]
+        ending, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, rng.randint(least, 99)]
         sampling = rng.choice([0x111111, 0x221111, 0x221111])
         options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
     _, data = cv2.imencode(ending, rgb[..., ::-1], options)
@@ -312,7 +312,8 @@ def self_blend(rgb: np.ndarray, landmarks, rng: random.Random) -> np.ndarray:
 
 # Faces of low resolution, as swaps have them
 
-EYES = 32, 52  # pixels between the eyes in what a swap of 128 pixels gives (about 35 to 40)
+EYES = 30, 56  # pixels between the eyes in what a swap of 128 pixels gives (about 35 to 40)
+LEAST_EYES = 44  # of a photograph: below that the loss of detail could not be seen
 
 
 def low_face(rgb: np.ndarray, landmarks, rng: random.Random) -> np.ndarray | None:
@@ -321,15 +322,44 @@ def low_face(rgb: np.ndarray, landmarks, rng: random.Random) -> np.ndarray | Non
     What tells it from the photograph is that the face is softer than what is round it. None where
     the face is hardly larger than what such a generator gives."""
     n = len(rgb)
-    eye = max(4.0, float(np.linalg.norm(np.subtract(landmarks[1], landmarks[0]))))
-    scale = rng.uniform(*EYES) / eye
-    if scale > 0.85:
+    eye = float(np.linalg.norm(np.subtract(landmarks[1], landmarks[0])))
+    if eye < LEAST_EYES:
         return None
+    scale = min(rng.uniform(*EYES) / eye, rng.uniform(0.6, 0.8))
     inner = _other_colours(rgb, rng) if rng.random() < 0.4 else rgb
     inner = cv2.resize(inner, (max(24, int(n * scale)),) * 2, interpolation=cv2.INTER_AREA)
-    if rng.random() < 0.3:
-        inner = cv2.GaussianBlur(inner, (0, 0), rng.uniform(0.3, 0.7))
+    if rng.random() < 0.35:
+        inner = cv2.GaussianBlur(inner, (0, 0), rng.uniform(0.3, 0.8))
+    if rng.random() < 0.2:
+        inner = cv2.bilateralFilter(inner, 0, rng.uniform(8, 25), rng.uniform(1, 2.5))
     up = rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4])
     inner = cv2.resize(inner, (n, n), interpolation=up)
     mask = face_mask(landmarks, n, n, generator(rng))
     return mixed(mask / max(mask.max(), 1e-6), inner, rgb)
+
+
+def skin_smoothed(rgb: np.ndarray, landmarks, rng: random.Random) -> np.ndarray:
+    "A photograph as a beauty filter leaves it: skin is smoothed, edges stay."
+    n = len(rgb)
+    smooth = cv2.bilateralFilter(rgb, 0, rng.uniform(10, 28), rng.uniform(2, 5) * n / 224)
+    if rng.random() < 0.3:
+        return smooth
+    return mixed(face_mask(landmarks, n, n, generator(rng)), smooth, rgb)
+
+
+def touched(rgb: np.ndarray, rng: random.Random) -> np.ndarray:
+    "A square with a little of what pictures suffer, so that fine detail can still be compared."
+    if rng.random() < 0.25:
+        rgb = recoloured(rgb, rng)
+    if rng.random() < 0.03:
+        rgb = occluded(rgb, rng)
+    u = rng.random()
+    if u < 0.15:
+        rgb = shrunk(rgb, rng, len(rgb), least=0.6)
+    elif u < 0.22:
+        rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.3, 0.7) * len(rgb) / 224)
+    elif u < 0.28:
+        rgb = sharpened(rgb, rng)
+    if rng.random() < 0.08:
+        rgb = noisy(rgb, rng, most=5)
+    return compressed(rgb, rng, least=55) if rng.random() < 0.5 else rgb

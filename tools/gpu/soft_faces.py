@@ -1,0 +1,261 @@
+"""Train the network for soft faces: `python tools/gpu/soft_faces.py parts run --minutes 30`.
+
+It learns one thing: is the face softer than what is round it, as faces are that a swap of 128
+pixels made and enlarged? The fakes are made of the photographs (`low_face`), and with `--swaps`
+a share of the couples are real photographs and swaps of the source inswapper. Other fakes are not
+shown. Two processor cores are enough: face_future's `detail_grid` sees 100 pictures a second.
+"""
+
+import argparse
+import csv
+import random
+import signal
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pictures
+import timm
+import torch
+import weights
+from common import RECIPE, read_recipe, stop, write_whole
+from nets import fill, normalised, read_state
+from pictures import corrupted, cut, draw_geometry, low_face, resized, skin_smoothed, touched
+from teaching import loader
+from torch.nn import functional as F
+from torch.utils.data import IterableDataset
+from train import Learner, margin_of, rate_at
+
+import face_future.detail  # noqa: F401 (timm learns the network's name)
+from data import Crops, Sources, read_parts, worker_seed
+
+ARCH = 'detail_grid'
+SETTINGS = dict(rate=1.5e-3, weight_decay=0.02, drop=0.2, clip=1.0, smoothing=0.02)
+PLACES = 6  # a photograph and a soft face, twice, and two photographs more
+SCHEDULE = dict(warmup=200, flat=0.2, least_rate=0.01, ema=0.998)
+
+
+class SoftFaces(IterableDataset):
+    """Endless batches: B × S × S × 3 uint8, and B bool: is the face soft.
+
+    A third are soft. Before each is the photograph that it was made of, or another one of the same
+    source, and after two of these couples come two photographs of any source and size."""
+
+    def __init__(self, crops: Crops, recipe: dict, batch: int, swaps: float, seed: int):
+        self.crops = crops
+        self.sources = Sources(crops, recipe)
+        self.size = recipe['size']
+        self.batch = batch
+        self.swaps = swaps
+        self.seed = seed
+        eyes = np.linalg.norm(crops.landmarks[:, 1] - crops.landmarks[:, 0], axis=1)
+        self.large = ~crops.fake & (eyes >= pictures.LEAST_EYES)
+        if not self.large.any():
+            stop('No photograph in these parts is large enough for its face to be made softer.')
+
+    def _square(self, i, picture, g):
+        return cut(picture, self.crops.box[i], g)
+
+    def _made(self, rng):
+        "A photograph, and the same with a soft face."
+        i = self.sources.draw(self.sources.photos, rng)
+        while not self.large[i]:
+            i = self.sources.draw(self.sources.photos, rng)
+        photo = self.crops.read(i)
+        soft = low_face(photo, self.crops.landmarks[i], rng)
+        g = draw_geometry(rng, zoom=False)
+        return self._square(i, photo, g), self._square(i, soft, g)
+
+    def _met(self, rng):
+        "A photograph, and a swap of another one."
+        rows = [self.sources.draw([('inswapper', fake)], rng) for fake in (False, True)]
+        return [self._square(i, self.crops.read(i), draw_geometry(rng, zoom=False)) for i in rows]
+
+    def couple(self, rng: random.Random) -> list:
+        "A photograph and a soft face. Half of the time both suffer the same."
+        two = self._met(rng) if rng.random() < self.swaps else self._made(rng)
+        seeds = [rng.getrandbits(32)] * 2 if rng.random() < 0.5 else map(rng.getrandbits, (32, 32))
+        suffer = self._suffer(rng)
+        return [suffer(x, random.Random(s)) for x, s in zip(two, seeds, strict=True)]
+
+    def _suffer(self, rng):
+        "What pictures suffer: mostly a little, sometimes as much as in all training."
+        if rng.random() < 0.65:
+            return touched
+        return lambda x, own: corrupted(x, own, 0.7, self.size)
+
+    def other(self, rng: random.Random) -> np.ndarray:
+        "Any photograph, of which some have smooth skin."
+        i = self.sources.draw(self.sources.photos, rng)
+        photo = self.crops.read(i)
+        if rng.random() < 0.15:
+            photo = skin_smoothed(photo, self.crops.landmarks[i], rng)
+        photo = self._square(i, photo, draw_geometry(rng))
+        return self._suffer(rng)(photo, rng)
+
+    def six(self, rng: random.Random) -> list:
+        "Two couples and two others, again if OpenCV stumbles over an odd face."
+        for left in range(4, -1, -1):
+            try:
+                return [*self.couple(rng), *self.couple(rng), self.other(rng), self.other(rng)]
+            except (cv2.error, ValueError):
+                if not left:
+                    raise
+
+    def __iter__(self):
+        rng = random.Random(worker_seed(self.seed))
+        place = torch.arange(self.batch) % PLACES
+        is_soft = (place == 1) | (place == 3)
+        while True:
+            squares = [x for _ in range(self.batch // PLACES) for x in self.six(rng)]
+            x = np.stack([resized(x, self.size) for x in squares])
+            yield torch.from_numpy(x), is_soft
+
+
+class GridLearner(Learner):
+    "The network, its optimizer, and the moving average of its weights. The filters stay."
+
+    def __init__(self):
+        net = timm.create_model(ARCH, num_classes=2, drop_rate=SETTINGS['drop'])
+        net.conv_stem.weight.requires_grad_(False)
+        with torch.no_grad():  # evidence speaks for a fake
+            net.classifier.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+            net.classifier.bias.copy_(torch.tensor([1.0, -1.0]))
+        self.net = torch.nn.ModuleDict(dict(net=net)).to(memory_format=torch.channels_last).train()
+        self.clip = SETTINGS['clip']
+        how = dict(lr=SETTINGS['rate'], weight_decay=SETTINGS['weight_decay'], betas=(0.9, 0.99))
+        own = [p for p in self.net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW([dict(params=own, peak=SETTINGS['rate'])], **how)
+        self.start_average()
+
+    def learn(self, x: torch.Tensor, is_soft: torch.Tensor, how: dict, rate: float) -> tuple:
+        "One step on a batch: its loss, and the logits."
+        with torch.autocast('cpu', torch.bfloat16):
+            logits = self.net['net'](normalised(x, how['mean'], how['std']))
+        said = margin_of(logits.float())
+        wanted = is_soft * (1 - SETTINGS['smoothing']) + SETTINGS['smoothing'] / 2
+        loss = F.binary_cross_entropy_with_logits(said, wanted)
+        self.step(loss, rate)
+        return loss.item(), said.detach()
+
+
+class Run:
+    "A run: where it is, and what it has learnt."
+
+    def __init__(self, a):
+        self.a = a
+        self.step = self.images = 0
+        self.seconds = 0.0
+        self.stopped = False
+        torch.manual_seed(a.seed)
+        self.recipe = read_recipe(a.recipe)
+        self.learner = GridLearner()
+        if a.init:
+            fill(self.learner.net['net'], read_state(a.init, 'weights to begin with'), a.init)
+            self.learner.start_average()
+        self.settings = weights.settings_for(ARCH, None, self.recipe['size'])
+        crops = Crops(read_parts(a.parts))
+        batches = SoftFaces(crops, self.recipe, a.batch, a.swaps, a.seed)
+        self.batches = iter(loader(batches, a.workers, 'cpu'))
+
+    def log(self, rows: list):
+        "A line in log.csv and on the screen: the means of some steps."
+        loss, soft, other, spread = np.mean(rows, 0).round(4).tolist()
+        line = dict(seconds=round(self.seconds, 1), step=self.step, images=self.images)
+        line |= dict(loss=loss, soft=soft, other=other, spread_of_others=spread)
+        file = self.a.out / 'log.csv'
+        is_new = not file.exists()
+        with file.open('a', newline='', encoding='utf-8') as f:
+            writer = csv.DictWriter(f, list(line))
+            if is_new:
+                writer.writeheader()
+            writer.writerow(line)
+        print(' '.join(f'{k} {v}' for k, v in line.items()), flush=True)
+
+    def save(self):
+        "The checkpoint and the averaged weights, each whole or not at all."
+        state = dict(learner=self.learner.state_dict(), step=self.step, images=self.images)
+        state |= dict(seconds=self.seconds)
+        write_whole(self.a.out / 'checkpoint.pth', lambda path: torch.save(state, path))
+        recipe = dict(script='soft_faces.py', images=self.images, swaps=self.a.swaps)
+        recipe |= SETTINGS | SCHEDULE | dict(batch=self.a.batch, began_with=str(self.a.init))
+        settings = self.settings | dict(recipe=recipe)
+        weights.write(self.learner.weights(), settings, self.a.out / f'{ARCH}.safetensors')
+
+    def resume(self):
+        "Go on where the run in the folder ended."
+        file = self.a.out / 'checkpoint.pth'
+        if not file.exists():
+            stop(f'{file}: no such file. Leave --resume away to begin a run.')
+        saved = torch.load(file, weights_only=True)
+        self.learner.load_state_dict(saved['learner'])
+        self.step, self.images, self.seconds = (saved[k] for k in ('step', 'images', 'seconds'))
+
+    def train(self):
+        "Until its minutes are over, or it is asked to stop."
+        before, start, saved, rows = self.seconds, time.time(), time.time(), []
+        while (done := self.seconds / 60 / self.a.minutes) < 1 and not self.stopped:
+            x, is_soft = next(self.batches)
+            rate = rate_at(self.step, done, SCHEDULE)
+            loss, said = self.learner.learn(x, is_soft, self.settings['preprocess'], rate)
+            self.learner.follow(self.step + 1, SCHEDULE['ema'])
+            soft, other = said[is_soft], said[~is_soft]
+            rows.append((loss, soft.mean().item(), other.mean().item(), other.std().item()))
+            self.step += 1
+            self.images += len(x)
+            self.seconds = before + time.time() - start
+            if self.step % self.a.log_every == 0:
+                self.log(rows)
+                rows = []
+            if time.time() - saved > 300:
+                self.save()
+                saved = time.time()
+        self.save()
+
+
+def arguments(args=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('parts', help='folder of part-*.tar, see pack.py')
+    add('out', type=Path, help='folder of the run')
+    add('--minutes', type=float, required=True, help='length of the whole run')
+    add('--swaps', type=float, default=0.0, help='share of couples with real swaps (default: 0)')
+    add('--init', help='weights to begin with (default: none)')
+    add('--resume', action='store_true', help='go on with the run in that folder')
+    add('--recipe', default=RECIPE, help='JSON, for its size and families (default: faces.json)')
+    add('--batch', type=int, default=96, help='pictures a step, a multiple of 6 (default: 96)')
+    add('--seed', type=int, default=1, help='of pictures and corruptions (default: 1)')
+    add('--workers', type=int, default=2, help='processes that make pictures (0: none)')
+    add('--log-every', type=int, default=100, help='steps')
+    a = parser.parse_args(args)
+    if a.batch < PLACES or a.batch % PLACES:
+        stop(f'--batch {a.batch}: must be a multiple of {PLACES}.')
+    if not a.resume and (a.out / 'checkpoint.pth').exists():
+        stop(f'{a.out}: holds a run already. Go on with --resume, or give another folder.')
+    a.out.mkdir(parents=True, exist_ok=True)
+    return a
+
+
+def main(args=None) -> Run:
+    a = arguments(args)
+    run = Run(a)
+    if a.resume:
+        run.resume()
+
+    def asked_to_stop(*_):
+        run.stopped = True
+
+    before = {s: signal.signal(s, asked_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        run.train()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    how = 'stopped (--resume goes on)' if run.stopped else 'done'
+    print(f'{a.out.name}: {how} at {run.images} images, {run.seconds / 60:.1f} min')
+    return run
+
+
+if __name__ == '__main__':
+    main()
