@@ -40,4 +40,10 @@ def make_draining(server_class):  # uvicorn's `Server`
             later.daemon = True
             later.start()
 
+        async def shutdown(self, sockets=None):
+            "As uvicorn's, but a forced stop closes the application too, which takes no time."
+            await super().shutdown(sockets)
+            if self.force_exit:
+                await self.lifespan.shutdown()
+
     return Draining
