@@ -20,7 +20,7 @@ import timm
 import torch
 import weights
 from common import RECIPE, read_recipe, stop, write_whole
-from nets import fill, normalised, read_state
+from nets import fill, member_of, normalised, read_state
 from pictures import corrupted, cut, draw_geometry, low_face, resized, skin_smoothed, touched
 from teaching import loader
 from torch.nn import functional as F
@@ -152,7 +152,8 @@ class Run:
         self.recipe = read_recipe(a.recipe)
         self.learner = GridLearner()
         if a.init:
-            fill(self.learner.net['net'], read_state(a.init, 'weights to begin with'), a.init)
+            net = self.learner.net['net']
+            fill(net, member_of(read_state(a.init, 'weights to begin with'), net), a.init)
             self.learner.start_average()
         self.settings = weights.settings_for(ARCH, None, self.recipe['size'])
         crops = Crops(read_parts(a.parts))
@@ -221,7 +222,7 @@ def arguments(args=None):
     add('out', type=Path, help='folder of the run')
     add('--minutes', type=float, required=True, help='length of the whole run')
     add('--swaps', type=float, default=0.0, help='share of couples with real swaps (default: 0)')
-    add('--init', help='weights to begin with (default: none)')
+    add('--init', help='weights to begin with, such as the packaged faces (default: none)')
     add('--resume', action='store_true', help='go on with the run in that folder')
     add('--recipe', default=RECIPE, help='JSON, for its size and families (default: faces.json)')
     add('--batch', type=int, default=96, help='pictures a step, a multiple of 6 (default: 96)')
