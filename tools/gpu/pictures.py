@@ -313,7 +313,7 @@ def self_blend(rgb: np.ndarray, landmarks, rng: random.Random) -> np.ndarray:
 # Faces of low resolution, as swaps have them
 
 EYES = 30, 56  # pixels between the eyes in what a swap of 128 pixels gives (about 35 to 40)
-LEAST_EYES = 44  # of a photograph: below that the loss of detail could not be seen
+LEAST_EYES = 56  # of a photograph: below that the loss of detail could not be seen
 
 
 def low_face(rgb: np.ndarray, landmarks, rng: random.Random) -> np.ndarray | None:
@@ -325,7 +325,7 @@ def low_face(rgb: np.ndarray, landmarks, rng: random.Random) -> np.ndarray | Non
     eye = float(np.linalg.norm(np.subtract(landmarks[1], landmarks[0])))
     if eye < LEAST_EYES:
         return None
-    scale = min(rng.uniform(*EYES) / eye, rng.uniform(0.6, 0.8))
+    scale = min(rng.uniform(*EYES) / eye, rng.uniform(0.55, 0.75))
     inner = _other_colours(rgb, rng) if rng.random() < 0.4 else rgb
     inner = cv2.resize(inner, (max(24, int(n * scale)),) * 2, interpolation=cv2.INTER_AREA)
     if rng.random() < 0.35:
@@ -355,7 +355,7 @@ def touched(rgb: np.ndarray, rng: random.Random) -> np.ndarray:
         rgb = occluded(rgb, rng)
     u = rng.random()
     if u < 0.15:
-        rgb = shrunk(rgb, rng, len(rgb), least=0.6)
+        rgb = shrunk(rgb, rng, len(rgb), least=0.85)
     elif u < 0.22:
         rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.3, 0.7) * len(rgb) / 224)
     elif u < 0.28:

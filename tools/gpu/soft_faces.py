@@ -76,23 +76,30 @@ class SoftFaces(IterableDataset):
         "A photograph and a soft face. Half of the time both suffer the same."
         two = self._met(rng) if rng.random() < self.swaps else self._made(rng)
         seeds = [rng.getrandbits(32)] * 2 if rng.random() < 0.5 else map(rng.getrandbits, (32, 32))
-        suffer = self._suffer(rng)
-        return [suffer(x, random.Random(s)) for x, s in zip(two, seeds, strict=True)]
-
-    def _suffer(self, rng):
-        "What pictures suffer: mostly a little, sometimes as much as in all training."
-        if rng.random() < 0.65:
-            return touched
-        return lambda x, own: corrupted(x, own, 0.7, self.size)
+        return [touched(x, random.Random(s)) for x, s in zip(two, seeds, strict=True)]
 
     def other(self, rng: random.Random) -> np.ndarray:
-        "Any photograph, of which some have smooth skin."
+        """Any photograph, half of them small ones, and half of them corrupted as in all training.
+
+        Where a face was enlarged, no loss of detail can be seen, and there must be no evidence."""
         i = self.sources.draw(self.sources.photos, rng)
+        if rng.random() < 0.5:
+            i = self._draw_small(rng, i)
         photo = self.crops.read(i)
         if rng.random() < 0.15:
             photo = skin_smoothed(photo, self.crops.landmarks[i], rng)
         photo = self._square(i, photo, draw_geometry(rng))
-        return self._suffer(rng)(photo, rng)
+        if rng.random() < 0.5:
+            return touched(photo, rng)
+        return corrupted(photo, rng, 1, self.size)
+
+    def _draw_small(self, rng, i):
+        "Another photograph whose face is small, unless there is none."
+        for _ in range(50):
+            if not self.large[i]:
+                break
+            i = self.sources.draw(self.sources.photos, rng)
+        return i
 
     def six(self, rng: random.Random) -> list:
         "Two couples and two others, again if OpenCV stumbles over an odd face."
