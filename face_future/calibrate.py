@@ -39,13 +39,17 @@ def _with_ends(corners, low, high) -> list:
 def fit_isotonic(
     logit: ArrayLike, is_fake: ArrayLike
 ) -> dict:  # `logit` and `p_fake` of the curve's corners
-    "A rising curve from logit to p_fake, linear between the middles of the isotonic steps."
+    """A rising curve from logit to p_fake, linear between the middles of the isotonic steps.
+
+    It rises everywhere: on a level part no threshold could tell one score from another."""
     z = np.asarray(logit, float)
     fit = IsotonicRegression(out_of_bounds='clip').fit(z, np.asarray(is_fake, float))
     z = np.sort(z)
     steps, first, count = np.unique(fit.predict(z), return_index=True, return_counts=True)
     middle = np.array([z[f : f + c].mean() for f, c in zip(first, count)])
-    shrunk = np.maximum.accumulate((steps * count + 0.5) / (count + 1))
+    shrunk = np.maximum.accumulate((steps * count + 0.5) / (count + 1)).round(6)
+    shrunk, at = np.unique(shrunk, return_inverse=True)  # steps at one height are one step
+    middle = np.bincount(at, middle * count) / np.bincount(at, count)
     return dict(
         logit=_with_ends(middle, middle[0] - 10, middle[-1] + 10),
         p_fake=_with_ends(shrunk, shrunk[0] / 2, (1 + shrunk[-1]) / 2),
@@ -118,17 +122,20 @@ def draw_reliability(ax, is_fake: ArrayLike, p_fake: ArrayLike, title: str = '')
     ax.set_title(f'{title} (ECE {gap:.3f})'.strip())
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-onebound
+def _between(lower: float, upper: float) -> float:
+    "A bound above `lower` that `upper` still reaches, in the 32 bits that scores have."
+    lower = np.float32(lower)
+    just_above = np.nextafter(lower, np.float32(np.inf))
+    return float(max(np.float32((lower + upper) / 2), just_above))
+
+
 def _source_bound(score, rate):
     "`bound` for one source: between the last score that may lie above it and the next lower one."
     scores = np.sort(score)[::-1]
     allowed = int(np.floor(rate * (len(scores) + 1) + 1e-9)) - 1  # held-out scores above the bound
     if allowed < 0:
         return np.inf
-    last_above = scores[max(allowed - 1, 0)]
-    next_lower = scores[allowed]
-    if next_lower < last_above:
-        return (next_lower + last_above) / 2
-    return np.nextafter(next_lower, np.inf)
+    return _between(scores[allowed], scores[max(allowed - 1, 0)])
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-sourcebound
 def source_bounds(
@@ -163,8 +170,7 @@ def mean_bound(score: ArrayLike, source: ArrayLike, rate: float) -> float:
     if within == len(score):
         return float(score.min())
     first = score[order][within]
-    last = score[order][within - 1] if within else first
-    return float((first + last) / 2 if first < last else np.nextafter(first, np.inf))
+    return _between(first, score[order][within - 1] if within else first)
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-unseen
 def unseen_bound(
