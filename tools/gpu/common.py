@@ -4,6 +4,7 @@ The machine with the GPU may have PyTorch, timm, safetensors, OpenCV and NumPy o
 imports face_future, whose parts/files does the same and more.
 """
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -42,6 +43,17 @@ def write_json(file: str | Path, value) -> Path:
     "Write `value` as JSON, whole or not at all."
     text = json.dumps(value, indent=1) + '\n'
     return write_whole(file, lambda path: path.write_text(text, encoding='utf-8'))
+
+
+def log_line(file: Path, line: dict):
+    "Add a line to a CSV, with a header if it is the first one, and print it."
+    is_new = not file.exists()
+    with file.open('a', newline='', encoding='utf-8') as f:
+        writer = csv.DictWriter(f, list(line))
+        if is_new:
+            writer.writeheader()
+        writer.writerow(line)
+    print(' '.join(f'{k} {v}' for k, v in line.items()), flush=True)
 
 
 def read_json(file: str | Path, what: str):

@@ -7,7 +7,6 @@ shown. Two processor cores are enough: face_future's `detail_grid` sees 100 pict
 """
 
 import argparse
-import csv
 import random
 import signal
 import time
@@ -19,7 +18,7 @@ import pictures
 import timm
 import torch
 import weights
-from common import RECIPE, read_recipe, stop, write_whole
+from common import RECIPE, log_line, read_recipe, stop, write_whole
 from nets import fill, member_of, normalised, read_state
 from pictures import corrupted, cut, draw_geometry, low_face, resized, skin_smoothed, touched
 from teaching import loader
@@ -172,14 +171,7 @@ class Run:
         loss, soft, other, spread = np.mean(rows, 0).round(4).tolist()
         line = dict(seconds=round(self.seconds, 1), step=self.step, images=self.images)
         line |= dict(loss=loss, soft=soft, other=other, spread_of_others=spread)
-        file = self.a.out / 'log.csv'
-        is_new = not file.exists()
-        with file.open('a', newline='', encoding='utf-8') as f:
-            writer = csv.DictWriter(f, list(line))
-            if is_new:
-                writer.writeheader()
-            writer.writerow(line)
-        print(' '.join(f'{k} {v}' for k, v in line.items()), flush=True)
+        log_line(self.a.out / 'log.csv', line)
 
     def save(self):
         "The checkpoint and the averaged weights, each whole or not at all."

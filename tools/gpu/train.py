@@ -7,7 +7,6 @@ the weights. SIGTERM and Ctrl-C end it in good order: `timeout 500 python …`, 
 """
 
 import argparse
-import csv
 import hashlib
 import math
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 import weights
-from common import HERE, RECIPE, need, read_recipe, stop, write_whole
+from common import HERE, RECIPE, log_line, need, read_recipe, stop, write_whole
 from nets import Student, fill, member_of, normalised, parameter_groups, read_state
 from teaching import Eyes, PairMaker, Teacher, loader
 from torch.nn import functional as F
@@ -283,14 +282,7 @@ class Run:
         for key in self.rows[0]:
             value = torch.stack([r[key].float() for r in self.rows]).nanmean()
             line[key] = round(float(value), 4)
-        file = self.out / 'log.csv'
-        is_new = not file.exists()
-        with file.open('a', newline='', encoding='utf-8') as f:
-            writer = csv.DictWriter(f, list(line))
-            if is_new:
-                writer.writeheader()
-            writer.writerow(line)
-        print(' '.join(f'{k} {v}' for k, v in line.items()), flush=True)
+        log_line(self.out / 'log.csv', line)
         self.rows, self.logged, self.images_logged, self.waited = [], now, self.images, 0.0
 
     def save(self):
