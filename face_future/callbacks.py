@@ -22,12 +22,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
+import numpy as np
 import pandas as pd
 import torch
-from fastai.basics import *
+from fastai.callback.core import Callback
 from fastai.callback.mixup import CutMix
 from fastai.callback.schedule import ParamScheduler, SchedLin, SchedNo, combine_scheds
 from fastai.callback.training import GradientClip
+from fastai.torch_core import maybe_gather, rank_distrib, set_seed
+from fastcore.basics import patch
 from timm.utils import ModelEmaV3
 
 from .devices import bare, is_first

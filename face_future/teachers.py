@@ -13,9 +13,11 @@ import warnings
 warnings.filterwarnings('ignore', '`torch.jit.script`', FutureWarning)
 
 # %% ../nbs/parts/teachers.ipynb #tch-imports
+from pathlib import Path
+
 import numpy as np
 import torch
-from fastai.basics import *
+from fastai.callback.core import Callback
 from torch.nn import functional as F
 
 from .data import Preprocess

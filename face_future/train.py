@@ -18,15 +18,18 @@ os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 import difflib
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import fastai.callback.all  # noqa: F401  (gives a `Learner` its `fit_one_cycle` and its bar)
 import pandas as pd
 import timm
 import torch
-from fastai.basics import *
-from fastai.callback.all import *
+from fastai.learner import Learner
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import AccumMetric, accuracy
+from fastai.optimizer import Adam
+from fastai.torch_core import set_seed
 
 from . import metrics
 from .callbacks import Checkpoint, EpochTable, StopOnNaN, fit_flat, recipe_callbacks

@@ -10,7 +10,7 @@ files=("$@")
 ruff format --check "${files[@]}" || status=1
 ruff check "${files[@]}" || status=1
 if [ $# -eq 0 ]; then
-  # F403, F405: fastai's star imports. B905: zip(strict=) everywhere is more noise than help.
-  ruff check --select F,E7,A,B --ignore F403,F405,B905 face_future || status=1
+  # B905: zip(strict=) everywhere is more noise than help.
+  ruff check --select F,E7,A,B --ignore B905 face_future || status=1
 fi
 exit $status
