@@ -20,7 +20,16 @@ import torch
 import weights
 from common import RECIPE, log_line, read_recipe, stop, write_whole
 from nets import fill, member_of, normalised, read_state
-from pictures import corrupted, cut, draw_geometry, low_face, resized, skin_smoothed, touched
+from pictures import (
+    blurred,
+    corrupted,
+    cut,
+    draw_geometry,
+    low_face,
+    resized,
+    skin_smoothed,
+    touched,
+)
 from teaching import loader
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
@@ -31,6 +40,8 @@ from data import Crops, Sources, read_parts, worker_seed
 
 ARCH = 'detail_grid'
 SETTINGS = dict(rate=1.5e-3, weight_decay=0.02, drop=0.2, clip=1.0, smoothing=0.02)
+BLURRED = 0.4  # of the photographs that stand alone: soft everywhere says nothing of the face
+MET = 'inswapper'  # the source of the real swaps, and of photographs of the same set
 PLACES = 6  # a photograph and a soft face, twice, and two photographs more
 SCHEDULE = dict(warmup=200, flat=0.2, least_rate=0.01, ema=0.998)
 
@@ -52,6 +63,8 @@ class SoftFaces(IterableDataset):
         self.large = ~crops.fake & (eyes >= pictures.LEAST_EYES)
         if not self.large.any():
             stop('No photograph in these parts is large enough for its face to be made softer.')
+        if swaps and not {(MET, False), (MET, True)} <= set(self.sources.cells):
+            stop(f'These parts lack swaps and photographs of {MET}: leave --swaps away.')
 
     def _square(self, i, picture, g):
         return cut(picture, self.crops.box[i], g)
@@ -68,7 +81,7 @@ class SoftFaces(IterableDataset):
 
     def _met(self, rng):
         "A photograph, and a swap of another one."
-        rows = [self.sources.draw([('inswapper', fake)], rng) for fake in (False, True)]
+        rows = [self.sources.draw([(MET, fake)], rng) for fake in (False, True)]
         return [self._square(i, self.crops.read(i), draw_geometry(rng, zoom=False)) for i in rows]
 
     def couple(self, rng: random.Random) -> list:
@@ -80,14 +93,19 @@ class SoftFaces(IterableDataset):
     def other(self, rng: random.Random) -> np.ndarray:
         """Any photograph, half of them small ones, and half of them corrupted as in all training.
 
-        Where a face was enlarged, no loss of detail can be seen, and there must be no evidence."""
-        i = self.sources.draw(self.sources.photos, rng)
-        if rng.random() < 0.5:
-            i = self._draw_small(rng, i)
+        Where a face was enlarged, or the picture blurred, no loss of detail can be seen, and there
+        must be no evidence. With real swaps, some are photographs of the swaps' own set."""
+        if rng.random() < self.swaps / 2:
+            i = self.sources.draw([(MET, False)], rng)
+        else:
+            i = self.sources.draw(self.sources.photos, rng)
+            i = self._draw_small(rng, i) if rng.random() < 0.5 else i
         photo = self.crops.read(i)
         if rng.random() < 0.15:
             photo = skin_smoothed(photo, self.crops.landmarks[i], rng)
         photo = self._square(i, photo, draw_geometry(rng))
+        if rng.random() < BLURRED:
+            photo = blurred(photo, rng, max(0.35, 2.2 * len(photo) / 224))
         if rng.random() < 0.5:
             return touched(photo, rng)
         return corrupted(photo, rng, 1, self.size)
