@@ -78,6 +78,26 @@ class Crops:
         return np.array([int(d, 16) % k for d in digits])
 
 
+def may_see(crops: Crops, left_out: dict) -> np.ndarray:  # N bool
+    "Which crops do not belong to a family: {'fake': sources, 'real': sources}."
+    hidden = np.zeros(len(crops), bool)
+    for label, is_fake in (('fake', True), ('real', False)):
+        hidden |= np.isin(crops.source, left_out.get(label, [])) & (crops.fake == is_fake)
+    return ~hidden
+
+
+def crops_without(folder: str | Path, family: str | None, recipe: dict) -> Crops:
+    "The crops of all parts, but for a family of the recipe's `left_out`."
+    rows = read_parts(folder)
+    if family is None:
+        return Crops(rows)
+    if family not in recipe['left_out']:
+        known = ', '.join(recipe['left_out'])
+        stop(f'--left-out {family}: the recipe has no such family. It has: {known}.')
+    may = may_see(Crops(rows), recipe['left_out'][family])
+    return Crops([row for row, seen in zip(rows, may, strict=True) if seen])
+
+
 class PairStore:
     "Photographs and reconstructions, made on the GPU while training goes on, as a ring in a file."
 

@@ -11,7 +11,6 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import weights
 from common import RECIPE, need, read_recipe, stop
@@ -19,15 +18,7 @@ from nets import fill, read_state
 from teaching import Eyes, PairMaker, Teacher, loader
 from train import Learner, margin_of, normalised, rate_at, share_right, student_loss
 
-from data import APART, Batches, Crops, read_parts
-
-
-def may_see(crops: Crops, left_out: dict) -> np.ndarray:  # N bool
-    "Which crops do not belong to a family: {'fake': sources, 'real': sources}."
-    hidden = np.zeros(len(crops), bool)
-    for label, is_fake in (('fake', True), ('real', False)):
-        hidden |= np.isin(crops.source, left_out.get(label, [])) & (crops.fake == is_fake)
-    return ~hidden
+from data import APART, Batches, Crops, may_see, read_parts
 
 
 def couples_of(may: torch.Tensor, most: int) -> torch.Tensor:

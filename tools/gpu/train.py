@@ -20,11 +20,12 @@ from nets import Student, fill, member_of, normalised, parameter_groups, read_st
 from teaching import Eyes, PairMaker, Teacher, loader
 from torch.nn import functional as F
 
-from data import APART, LATENT, Batches, Crops, read_parts
+from data import APART, LATENT, Batches, crops_without
 
 DEFAULTS = dict(arch=None, init=None, small=None, small_init=None, batch=256, seed=1)
-DEFAULTS |= dict(minutes=None, images=None)
-OF_THE_RUN = 'arch', 'init', 'small', 'small_init', 'seed', 'recipe'  # not to be changed midway
+DEFAULTS |= dict(minutes=None, images=None, left_out=None)
+# not to be changed midway
+OF_THE_RUN = 'arch', 'init', 'small', 'small_init', 'seed', 'recipe', 'left_out'
 
 
 class Learner:
@@ -155,7 +156,7 @@ class Run:
         self.seconds = 0.0
         self.stopped = False
         self.rows = []
-        self.crops = Crops(read_parts(a.parts))
+        self.crops = crops_without(a.parts, options['left_out'], recipe)
         self.pairs = self.teacher = None
         torch.manual_seed(options['seed'] + (saved['step'] if saved else 0))
         self._make_learners(bool(a.clip))
@@ -362,7 +363,8 @@ def choose_options(a, saved: dict | None) -> tuple:  # options, recipe
         if options['init'] == 'random'
         else weights.to_begin_with(need(options['init'], 'weights'))
     )
-    options['arch'] = options['arch'] or known.get('arch') or 'efficientnet_b4'
+    named = known.get('arch') or 'efficientnet_b4'
+    options['arch'] = options['arch'] or named.split('+')[0]  # of an ensemble the first member
     options['began_with'] = 'random'
     options['helped_by'] = {k: bool(getattr(a, k)) for k in ('clip', 'autoencoder')}
     for key in ('init', 'small_init'):
@@ -398,7 +400,7 @@ def arguments(args=None):
     add('out', type=Path, help='folder of the run')
     add('--resume', action='store_true', help='go on with the run in that folder')
     add('--init', help='weights to begin with (safetensors), or `random`')
-    add('--arch', help="timm's name of the network, if the weights don't say it")
+    add('--arch', help="timm's name of the network (default: what the weights say)")
     add('--minutes', type=float, help='length of the whole run, from its first step')
     add('--images', type=int, help='the same, in images')
     add('--batch', type=int, help='images a step (default: 256)')
@@ -407,6 +409,7 @@ def arguments(args=None):
     small = 'a second, smaller student (default: tf_efficientnet_lite0)'
     add('--small', nargs='?', const='tf_efficientnet_lite0', metavar='ARCH', help=small)
     add('--small-init', help='weights that it begins with (default: random)')
+    add('--left-out', metavar='FAMILY', help="keep a family of the recipe's left_out from it")
     add('--recipe', help=f'JSON of all other choices (default: {RECIPE.relative_to(HERE.parent)})')
     add('--seed', type=int, help='of pictures, corruptions and dropout (default: 1)')
     add('--workers', type=int, default=15, help='processes that make pictures (0: none)')

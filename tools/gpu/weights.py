@@ -27,9 +27,15 @@ def inside(file: str | Path) -> dict:
         stop(f'{file}: not whole safetensors ({error}).')
 
 
+def settings_of(file: str | Path) -> dict:
+    "The settings in a weights file, or beside it in `NAME.recipe.json`, empty if there are none."
+    beside = Path(file).with_suffix('.recipe.json')
+    return inside(file) or (read_json(beside, 'its settings') if beside.exists() else {})
+
+
 def to_begin_with(file: str | Path) -> dict:
-    "The settings in a weights file that more training leaves true: not its calibration."
-    return {k: v for k, v in inside(file).items() if k in KEPT}
+    "The settings of a weights file that more training leaves true: not its calibration."
+    return {k: v for k, v in settings_of(file).items() if k in KEPT}
 
 
 def settings_for(arch: str, file: str | Path | None, size: int) -> dict:
@@ -78,7 +84,9 @@ def main(args=None):
     except ImportError:
         stop('face_future is not here: pip install -e ".[train]" in the project, or use its .venv.')
     file = need(a.weights, 'weights')
-    settings = inside(file) or read_json(file.with_suffix('.recipe.json'), 'its settings')
+    settings = settings_of(file)
+    if not settings:
+        stop(f'{file}: has no settings, neither inside nor beside it in {file.stem}.recipe.json.')
     state = load_file(file)
     if not all(torch.isfinite(v).all() for v in state.values()):
         stop(f'{file}: holds numbers that are not finite.')
