@@ -25,11 +25,8 @@ import fastai.callback.all  # noqa: F401  (gives a `Learner` its `fit_one_cycle`
 import pandas as pd
 import timm
 import torch
-from fastai.learner import Learner
+from fastai.basics import AccumMetric, Adam, Learner, accuracy, set_seed
 from fastai.losses import LabelSmoothingCrossEntropyFlat
-from fastai.metrics import AccumMetric, accuracy
-from fastai.optimizer import Adam
-from fastai.torch_core import set_seed
 
 from . import metrics
 from .callbacks import Checkpoint, EpochTable, StopOnNaN, fit_flat, recipe_callbacks

@@ -196,7 +196,9 @@ class Run:
         state = dict(learner=self.learner.state_dict(), step=self.step, images=self.images)
         state |= dict(seconds=self.seconds)
         write_whole(self.a.out / 'checkpoint.pth', lambda path: torch.save(state, path))
-        recipe = dict(script='soft_faces.py', images=self.images, swaps=self.a.swaps)
+        recipe = dict(
+            script='soft_faces.py', images=self.images, swaps=self.a.swaps, blurred=BLURRED
+        )
         recipe |= SETTINGS | SCHEDULE | dict(batch=self.a.batch, began_with=str(self.a.init))
         settings = self.settings | dict(recipe=recipe)
         weights.write(self.learner.weights(), settings, self.a.out / f'{ARCH}.safetensors')
