@@ -379,7 +379,7 @@ def sampling_weights(
     balance: float = 0.5,  # 0: sources by their size, 1: all the same
     blends: float = 0.0,  # share of the fakes that are blended from real ones
     latent: float = 0.0,  # share of both classes from pairs of a photograph and its reconstruction
-) -> pd.DataFrame:  # one row a cell: family, prediction, source, blend, latent, share of an epoch
+) -> pd.DataFrame:  # one row a cell: family, label, source, blend, latent, share of an epoch
     "What an epoch is made of."
     family = families(rows)
     paired = (rows.label == 'real') & ('pair' in rows and rows.pair.notna())

@@ -61,7 +61,10 @@ class FreezeEpochs(Callback):
         self.epochs = epochs
 
     def before_epoch(self):
-        self.learn.freeze() if self.epoch < self.epochs else self.learn.unfreeze()
+        if self.epoch < self.epochs:
+            self.learn.freeze()
+        else:
+            self.learn.unfreeze()
 
 # %% ../nbs/parts/callbacks.ipynb #t03-growcb
 def size_at(recipe, epoch: int) -> int:

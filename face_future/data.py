@@ -163,10 +163,12 @@ def _check(p):
     if p.crop not in ('whole', 'face'):
         raise ValueError(f'crop {p.crop!r}: choose whole or face.')
     if not isinstance(p.size, int) or not 32 <= p.size <= LARGEST_INPUT:
-        limits = f'at least 32 pixels, and at most {LARGEST_INPUT:,}'
-        raise ValueError(f'size {short(p.size)}: the network needs {limits}.')
+        limits = f'a whole number of pixels from 32 to {LARGEST_INPUT:,}'
+        raise ValueError(f'size {short(p.size)}: it must be {limits}.')
     if not (is_number(p.margin) and are_numbers(p.mean, 3) and are_numbers(p.std, 3)):
         raise ValueError('margin must be a number, and mean and std three each.')
+    if min(p.margin, *p.std) <= 0:
+        raise ValueError('margin and the three of std must be above 0.')
 
 # %% ../nbs/01_data.ipynb #d01-preprocess
 @dataclass(frozen=True)

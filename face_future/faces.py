@@ -227,17 +227,21 @@ def _search_windows(net, half, places, least):
     return suppress(np.concatenate(found), least)
 
 # %% ../nbs/parts/faces.ipynb #f18-closer
+def _scaled(found, by):
+    "Rows N × 15, with boxes and landmarks in a picture that is `by` times as large."
+    return found * np.float32([by] * 14 + [1])
+
+
 def _search_closer(net, half, hints, known, least):
     "Faces (N × 15) of a picture, given at half its size, that only a closer look finds."
-    hints = hints * np.float32([0.5] * 14 + [1])
+    hints = _scaled(hints, 0.5)
     if max(half.shape[:2]) > CLOSE:
         quarter = cv2.resize(half, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-        hints = candidates(net, quarter, HINT) * np.float32([2] * 14 + [1])
-    known = known * np.float32([0.5] * 14 + [1])
-    new = added(known, suppress(hints, HINT))[len(known) :]
+        hints = _scaled(candidates(net, quarter, HINT), 2)
+    new = added(_scaled(known, 0.5), suppress(hints, HINT))[len(known) :]
     new = new[new[:, 2:4].max(1) < STEP]
     found = _search_windows(net, half, windows(new, *half.shape[:2]), least)
-    return found * np.float32([2] * 14 + [1])
+    return _scaled(found, 2)
 
 # %% ../nbs/parts/faces.ipynb #f01-finder
 def _as_faces(found, height, width):
@@ -256,7 +260,7 @@ def _first_pass(net, rgb, half, side):
     "Candidates (N × 15) at `side` pixels, from the half-size picture where that is large enough."
     if half is None or max(half.shape[:2]) < 1.5 * side:
         return _everywhere(net, rgb, side, HINT)
-    return _everywhere(net, half, side, HINT) * np.float32([2] * 14 + [1])
+    return _scaled(_everywhere(net, half, side, HINT), 2)
 
 # %% ../nbs/parts/faces.ipynb #f01-filling
 def _search_filled(net, rgb, side, sure, least):
@@ -339,26 +343,23 @@ LINES = 512  # of a larger crop, in which JPEG's blocks are looked for
 def quality(
     rgb: np.ndarray,  # H × W × 3 uint8
     box: tuple,  # of a `Face`
-) -> dict:
-    """What can be measured of a picture's quality in a face's crop.
-
-    `too_dark` is the mean grey (0 to 255), `too_blurred` the sharpness, `too_compressed` the
-    blockiness."""
+) -> dict:  # brightness (mean grey, 0 to 255), sharpness, blockiness
+    "What can be measured of a picture's quality in a face's crop."
     x, y, s = face_crop_box(box, 1.1, *rgb.shape[:2])
     grey = cv2.cvtColor(rgb[y : y + s, x : x + s], cv2.COLOR_RGB2GRAY)
     columns = cv2.transpose(_thinned(grey, LINES, s))
     blockiness = (_blockiness(_thinned(grey, s, LINES), x) + _blockiness(columns, y)) / 2
-    return dict(too_dark=cv2.mean(grey)[0], too_blurred=_sharpness(grey), too_compressed=blockiness)
+    return dict(brightness=cv2.mean(grey)[0], sharpness=_sharpness(grey), blockiness=blockiness)
 
 # %% ../nbs/parts/faces.ipynb #f01-qualityreason
 def quality_issue(rgb: np.ndarray, box: tuple) -> str:
     "The quality issue of a face's crop: `too_dark`, `too_blurred`, `too_compressed`, or empty."
     q = quality(rgb, box)
-    if q['too_dark'] < LIMITS['too_dark']:
+    if q['brightness'] < LIMITS['too_dark']:
         return 'too_dark'
-    if q['too_blurred'] < LIMITS['too_blurred']:
+    if q['sharpness'] < LIMITS['too_blurred']:
         return 'too_blurred'
-    return 'too_compressed' if q['too_compressed'] > LIMITS['too_compressed'] else ''
+    return 'too_compressed' if q['blockiness'] > LIMITS['too_compressed'] else ''
 
 # %% ../nbs/parts/faces.ipynb #f01-cachefns
 log = logging.getLogger('face_future')

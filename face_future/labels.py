@@ -101,7 +101,7 @@ def assign_split(rows: pd.DataFrame, groups, valid_pct: float) -> pd.Series:
         free = idx[split[idx] == '']
         more = have + stratum[free].sum(0)
         side = 'valid' if abs(goal - more).sum() < abs(goal - have).sum() else 'train'
-        side = min(set(split[idx]) - {''}, default=side)
+        side = min(set(split[idx]) - {''}, default=side)  # its own, and `train` before `valid`
         split[free] = side
         if side == 'valid':
             have = more
@@ -139,6 +139,11 @@ def split_labels(
     return replace(labels, rows=labels.rows.assign(split=split), seed=seed, valid_pct=valid_pct)
 
 # %% ../nbs/00_labels.ipynb #lab-continue
+def _given(**values) -> dict:
+    "Those of some values that are not None."
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def continue_split(
     labels: Labels,
     old: Labels | None = None,  # the table that is to be replaced, if there is one
@@ -146,9 +151,8 @@ def continue_split(
     seed: int | None = None,  # None: as in `old`, else 42
 ) -> Labels:
     "`split_labels` around the rows of `old`, or all anew if another share or seed is asked for."
-    was = dict(valid_pct=0.2, seed=42)
-    if old is not None:
-        was |= {k: v for k in was if (v := getattr(old, k)) is not None}
-    asked = {k: v for k, v in dict(valid_pct=valid_pct, seed=seed).items() if v is not None}
-    same = old is not None and all(getattr(old, k) == v for k, v in asked.items())
-    return split_labels(labels, **(was | asked), keep=old if same else None)
+    asked = _given(valid_pct=valid_pct, seed=seed)
+    was = _given(valid_pct=old.valid_pct, seed=old.seed) if old is not None else {}
+    same = all(was.get(name) == value for name, value in asked.items())
+    choices = dict(valid_pct=0.2, seed=42) | was | asked
+    return split_labels(labels, **choices, keep=old if same else None)

@@ -34,7 +34,7 @@ _all_ = [fit_state, grow, read_state]  # parts/tensors', offered here too
 def _check_arch(arch: str):
     "A `WeightsError` for a name that timm itself doesn't have: none is fetched from other places."
     for name in members(arch):
-        if not timm.is_model(name.partition('.')[0]):
+        if not timm.is_model(name):
             raise WeightsError(
                 f'{short(name)}: timm {timm.__version__} has no network of that name. '
                 'timm.list_models() gives those it has.'
@@ -82,7 +82,7 @@ def create_model(
 
 # %% ../nbs/02_model.ipynb #m02-stages
 def stages(model: nn.Module) -> list[list[nn.Module]]:
-    "The network in six parts, input to output, for timm models with `conv_stem` and `blocks`."
+    "Six parts of a timm network with `conv_stem` and `blocks`, from its input to its head."
     blocks = list(model.blocks)
     third = max(1, len(blocks) // 3)
     return [

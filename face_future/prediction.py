@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOUBTS', 'as_pixels', 'usable_preprocess', 'Crops', 'detect_crops', 'Scores', 'CropVerdicts', 'Prediction',
-           'world_sign', 'views_disagree', 'make_prediction', 'picture_rows', 'error_row']
+           'views_disagree', 'make_prediction', 'picture_rows', 'error_row']
 
 # %% ../nbs/parts/prediction.ipynb #p04a-imports
 import os
@@ -210,6 +210,7 @@ class Prediction(CropVerdicts):
     def deciding(self) -> np.ndarray:  # one index of a crop for each picture
         "The crop that decides: the likeliest fake without quality issue, or else the largest face."
         has_issue = self.quality_issue != ''
+        # by picture, then without an issue first, then by p_fake: the last key counts most
         rank = np.lexsort((-self.p_fake * ~has_issue, has_issue, self.image))
         return rank[np.unique(self.image[rank], return_index=True)[1]]
 
@@ -219,7 +220,7 @@ class Prediction(CropVerdicts):
         return [_picture_verdict(self, crop) for crop in self.deciding]
 
     @property
-    def picture_threshold(self) -> np.ndarray:  # one a picture, infinite where none is known
+    def picture_threshold(self) -> np.ndarray:  # one a picture, infinite where no score would do
         "The `p_fake` from which each picture is called fake."
         return np.array([_picture_threshold(self, crop) for crop in self.deciding])
 
@@ -230,12 +231,6 @@ class Prediction(CropVerdicts):
     @property
     def picture_unsure_reason(self) -> np.ndarray:  # one a picture, empty where it is not `unsure`
         return np.array([reason for _, reason in self.pictures])
-
-# %% ../nbs/parts/prediction.ipynb #p04a-worldsign
-def world_sign(settings: dict) -> float:  # 1, -1 where the network's `fake` is the world's `real`
-    "What a logit is multiplied by, so that > 0 means fake in the world's sense."
-    sign = -1.0 if settings['fake_means'] == 'photograph' else 1.0
-    return sign if settings['classes'] == ['real', 'fake'] else -sign
 
 # %% ../nbs/parts/prediction.ipynb #p04a-viewsdisagree
 def views_disagree(

@@ -36,7 +36,7 @@ from .worker import detector_of
 
 # %% ../nbs/parts/service.ipynb #e06-forget
 def forget_dead(folder: Path):
-    "A worker that was killed holds no slots."
+    "Remove the gauges of workers that are no longer alive: they hold no slots."
     for f in folder.glob('gauge_live*_*.db'):
         pid = int(f.stem.rpartition('_')[2])
         if not psutil.pid_exists(pid):

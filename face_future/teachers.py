@@ -29,8 +29,10 @@ from .score_table import read_scores
 TEMPERATURE = 2.0  # by which both logits are divided
 
 
-def distillation_loss(logit, taught, temperature: float = TEMPERATURE):
-    "Mean divergence of the pupil's logits N from those of its teachers N, 0 where they agree."
+def distillation_loss(
+    logit: torch.Tensor, taught: torch.Tensor, temperature: float = TEMPERATURE
+) -> torch.Tensor:
+    "Mean Kullback–Leibler divergence of a student (logits N) from its teachers (N), times T²."
     p = torch.sigmoid(taught / temperature)
     gap = F.binary_cross_entropy_with_logits(logit / temperature, p)
     least = F.binary_cross_entropy_with_logits(taught / temperature, p)
@@ -43,7 +45,7 @@ class Teacher:
     def __init__(
         self,
         weights: str | Path,  # a file, or a packaged name
-        preprocess: Preprocess,  # of the pupil
+        preprocess: Preprocess,  # of the student
     ):
         self.model, self.settings = load_weights(find_weights(weights))
         self.theirs = preprocess
@@ -52,7 +54,7 @@ class Teacher:
         self.model.requires_grad_(False)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:  # N × 3 × S × S -> N logits
-        "The logits (fake minus real) of a batch of the pupil's inputs."
+        "The logits (fake minus real) of a batch of the student's inputs."
         mean, std, own_mean, own_std = (
             x.new_tensor(v)[:, None, None]
             for v in (self.theirs.mean, self.theirs.std, self.own.mean, self.own.std)
@@ -67,7 +69,7 @@ class Teacher:
 # %% ../nbs/parts/teachers.ipynb #tch-load
 def load_teachers(
     names: str,  # weights files or packaged names, with commas
-    preprocess: Preprocess,  # of the pupil
+    preprocess: Preprocess,  # of the student
     fake_means: str,  # of the labels
 ) -> list:  # of `Teacher`
     "The teachers of a run. Raises a `ValueError` for one that teaches something else."

@@ -10,9 +10,9 @@ __all__ = ['check_recipe', 'auroc', 'auroc_se', 'get_learner', 'train', 'measure
 import os
 import warnings
 
+os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 # fastai's own warning, when it is imported
 warnings.filterwarnings('ignore', '`torch.jit.script`', FutureWarning)
-os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 
 # %% ../nbs/03_train.ipynb #t03-imports
 import difflib

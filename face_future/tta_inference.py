@@ -27,7 +27,6 @@ from face_future.prediction import (
     detect_crops,
     make_prediction,
     usable_preprocess,
-    world_sign,
 )
 from .renamed import VIEWS as OLD_VIEWS
 from .streams import predict_files
@@ -116,7 +115,7 @@ class LoadedWeights(Reopened):
         self.preprocess = usable_preprocess(self.settings, self.file.name, whole_image)
         self.finder = FaceFinder()
         self.max_faces = max_faces
-        self.sign = world_sign(self.settings)
+        self.sign = self.settings.sign
 
     model = property(attrgetter('backend.model'))  # PyTorch's module, where that is the backend
     device = property(attrgetter('backend.device'))

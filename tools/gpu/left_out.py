@@ -27,7 +27,7 @@ def couples_of(may: torch.Tensor, most: int) -> torch.Tensor:
     return (2 * whole[:, None] + torch.arange(2, device=may.device)).view(-1)
 
 
-class Pupil:
+class BlindStudent:
     "A student, and its teacher's heads, from which one family is kept."
 
     def __init__(self, arch, init, eyes, crops, hidden: dict, recipe: dict, device: str):
@@ -67,16 +67,16 @@ def fill_body(net, state: dict, name):
     fill(net, state, name)
 
 
-def train(a, recipe: dict) -> dict:  # the pupils by their families' names
-    "All pupils, batch by batch, for `a.minutes`."
+def train(a, recipe: dict) -> dict:  # the students by their families' names
+    "All students, batch by batch, for `a.minutes`."
     device = a.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(a.seed)
     crops = Crops(read_parts(a.parts))
     eyes = Eyes(a.clip, recipe['teacher'], device)
-    pupils = {
-        k: Pupil(a.arch, a.init, eyes, crops, v, recipe, device)
+    students = {
+        k: BlindStudent(a.arch, a.init, eyes, crops, v, recipe, device)
         for k, v in recipe['left_out'].items()
     }
     pairs = PairMaker(a.autoencoder, crops, recipe, a.out, device)
@@ -85,26 +85,26 @@ def train(a, recipe: dict) -> dict:  # the pupils by their families' names
         batches = iter(
             loader(Batches(crops, pairs.store, recipe, a.batch, a.seed), a.workers, device)
         )
-        for_all = torch.stack([p.may for p in pupils.values()]).all(0).cpu()
+        for_all = torch.stack([p.may for p in students.values()]).all(0).cpu()
         print(eyes.fit_bases(batches, for_all), flush=True)
-        loop(a, recipe, pupils, eyes, pairs, batches, device)
+        loop(a, recipe, students, eyes, pairs, batches, device)
     finally:
         pairs.end()
-    return pupils
+    return students
 
 
-def loop(a, recipe, pupils, eyes, pairs, batches, device):
+def loop(a, recipe, students, eyes, pairs, batches, device):
     start, step, rows = time.time(), 0, []
     while (done := (time.time() - start) / 60 / a.minutes) < 1 and not a.stopped:
         if step % recipe['pairs']['every'] == 0:
             pairs.make()
         x, about = (v.to(device, non_blocking=True) for v in next(batches))
         seen = eyes.imitated(x)
-        rows.append({k: p.learn(x, about, seen, step, done, a.share) for k, p in pupils.items()})
+        rows.append({k: p.learn(x, about, seen, step, done, a.share) for k, p in students.items()})
         step += 1
         if step % a.log_every == 0:
             print(f'{time.time() - start:.0f} s, step {step}', end=' ')
-            for name in pupils:
+            for name in students:
                 mean = {k: torch.stack([r[name][k] for r in rows]).nanmean() for k in rows[0][name]}
                 print(f'| {name}', *(f'{k} {float(v):.3f}' for k, v in mean.items()), end=' ')
             print(flush=True)
@@ -138,13 +138,13 @@ def main(args=None):
     a.out.mkdir(parents=True, exist_ok=True)
     a.stopped = False
     before = signal.signal(signal.SIGTERM, lambda *_: setattr(a, 'stopped', True))
-    pupils = train(a, recipe)
+    students = train(a, recipe)
     signal.signal(signal.SIGTERM, before)
-    for name, pupil in pupils.items():
+    for name, student in students.items():
         about = dict(left_out=recipe['left_out'][name], images=a.images, minutes=a.minutes)
-        settings = pupil.settings | dict(recipe=about)
-        weights.write(pupil.learner.weights(), settings, a.out / f'{name}.safetensors')
-    print(f'{a.out.name}: {len(pupils)} students, {a.images} images each')
+        settings = student.settings | dict(recipe=about)
+        weights.write(student.learner.weights(), settings, a.out / f'{name}.safetensors')
+    print(f'{a.out.name}: {len(students)} students, {a.images} images each')
 
 
 if __name__ == '__main__':
