@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['fit_temperature', 'fit_isotonic', 'choose_calibration', 'reliability', 'draw_reliability', 'at_prevalence',
-           'source_bounds', 'bound', 'mean_bound', 'unseen_bound', 'face_table', 'collage_rates', 'choose',
-           'left_out_rates', 'coverage_curve']
+           'source_bounds', 'worst_bound', 'mean_bound', 'unseen_bound', 'face_table', 'collage_rates',
+           'choose_thresholds', 'left_out_rates', 'coverage_curve']
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-imports
 import hashlib
@@ -145,7 +145,7 @@ def _between(lower: float, upper: float) -> float:
 
 
 def _source_bound(score, rate):
-    "`bound` for one source: between the last score that may lie above it and the next lower one."
+    "The bound of one source: between the last score that may lie above it and the next lower one."
     scores = np.sort(score)[::-1]
     allowed = int(np.floor(rate * (len(scores) + 1) + 1e-9)) - 1  # held-out scores above the bound
     if allowed < 0:
@@ -156,14 +156,14 @@ def _source_bound(score, rate):
 def source_bounds(
     score: ArrayLike, source: ArrayLike, rate: float
 ) -> pd.Series:  # source -> its own bound
-    "`bound` for each source on its own, infinite where a source has too few scores."
+    "`worst_bound` for each source on its own, infinite where a source has too few scores."
     score = np.asarray(score, float)
     source = np.asarray(source)
     own = {s: float(_source_bound(score[source == s], rate)) for s in np.unique(source)}
     return pd.Series(own, dtype=float)
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-bound
-def bound(
+def worst_bound(
     score: ArrayLike,
     source: ArrayLike,  # N scores, and where each is from
     rate: float,  # the guarantee: at most this share of new ones lies at or above the bound
@@ -275,7 +275,7 @@ def _count_unseen(unseen) -> dict:
 # %% ../nbs/parts/calibrate.ipynb #c07b-upper
 def _threshold(photos, unseen, rate, over):
     "Lowest threshold from .5 on that keeps the false alarms of known and of left-out sources."
-    own = max(0.5, bound(photos.score, photos.source, rate))
+    own = max(0.5, worst_bound(photos.score, photos.source, rate))
     if unseen is None:
         return own
     new = unseen[~unseen.fake]
@@ -285,7 +285,7 @@ def _threshold(photos, unseen, rate, over):
 def _lower_threshold(fakes, unseen, rate, over):
     "Highest lower threshold that keeps the missed fakes, of left-out families if there are any."
     if unseen is None and over == 'worst':
-        return 1 - bound(1 - fakes.score, fakes.source, rate)
+        return 1 - worst_bound(1 - fakes.score, fakes.source, rate)
     if unseen is None:
         return 1 - unseen_bound(1 - fakes.score, fakes.source, rate, over)
     missed = unseen[unseen.fake]
@@ -359,7 +359,7 @@ def _both_thresholds(photos, fakes, unseen, fpr: tuple, miss: tuple) -> dict:
     return dict(threshold=high, lower_threshold=low)
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-choose
-def choose(
+def choose_thresholds(
     logit: ArrayLike,
     is_fake: ArrayLike,
     source: ArrayLike,
@@ -421,7 +421,7 @@ def coverage_curve(
     rows = []
     for r in (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5):
         if over == 'worst':
-            low = -bound(-p[fake], kind, r)
+            low = -worst_bound(-p[fake], kind, r)
         else:
             low = -unseen_bound(-p[fake], kind, r, over)
         low = min(threshold, low)

@@ -101,7 +101,7 @@ def _typed(t: pd.DataFrame, name: str) -> pd.DataFrame:
     return t.assign(**bools, **numbers)
 
 # %% ../nbs/parts/left_out.ipynb #p07l-readleft
-def read_left_out(file: str | Path) -> pd.DataFrame:  # for `choose`
+def read_left_out(file: str | Path) -> pd.DataFrame:  # for `choose_thresholds`
     "Scores of `write_left_out` that their network had not seen, without a quality issue."
     t = read_csv(file).rename(columns=SCORES)
     name = Path(file).name

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .calibrate import choose
+from .calibrate import choose_thresholds
 from .files import read_json, short
 from .labels import Labels
 from .left_out import read_left_out
@@ -45,16 +45,16 @@ def held_out_settings(
     predictor: Predictor,
     labels,  # a `Labels`, or its file
     *,
-    unseen=None,  # left-out scores for `choose`, or their CSV
+    unseen=None,  # left-out scores for `choose_thresholds`, or their CSV
     progress: bool = False,
-    **guarantees,  # of `choose`: max_fpr, max_miss, photo_sources, fpr_over, miss_over
-) -> dict:  # of `choose`, and evaluation
+    **guarantees,  # of `choose_thresholds`: max_fpr, max_miss, photo_sources, fpr_over, miss_over
+) -> dict:  # of `choose_thresholds`, and evaluation
     "Calibration, thresholds and figures on held-out images without a quality issue."
     if isinstance(unseen, (str, Path)):
         unseen = read_left_out(unseen)
     every = score_images(predictor, labels, progress=progress)
     t = _sound(every)
-    chosen = choose(t.logit, t.fake, t.source, t.group, unseen=unseen, **guarantees)
+    chosen = choose_thresholds(t.logit, t.fake, t.source, t.group, unseen=unseen, **guarantees)
     t = t.assign(score=calibrated(t.logit, chosen))
     views = ','.join(predictor.views)
     unsure = len(every) - len(t)
