@@ -54,14 +54,17 @@ def read_rgb(
 ) -> np.ndarray:  # height × width × 3, uint8, RGB (sRGB), upright, of an animation the first frame
     "Decode any image to RGB. Raises `ImageError`, or `FileNotFoundError` if there is no such file."
     name = source_name(src)
-    pixels, notes = split_notes(source_bytes(src, name))
-    im = open_image(pixels, name, max_pixels, formats)
+    data = source_bytes(src, name)  # what the file system raises is told as it is
     try:
+        pixels, notes = split_notes(data)
+        im = open_image(pixels, name, max_pixels, formats)
         return _decode(im, notes, pixels)
+    except ImageError:
+        raise
     except MemoryError:
         message = f'{name}: does not fit into memory. Make it smaller.'
         raise ImageError('too_large', message) from None
-    except Exception as e:  # a decoder may raise anything, and does
+    except Exception as e:  # a decoder may raise anything, and so may we over a strange file
         message = f'{name}: the file is damaged or cut off ({complaint(e)}).'
         raise ImageError('truncated', message) from None
 

@@ -144,10 +144,12 @@ def decode(
     checked: bool = False,  # by `check_pieces`, already
 ) -> Picture:  # or a `Problem`
     "Decode an upload that may be anything."
-    if not checked:
-        check_pieces(data)
     try:
+        if not checked:
+            check_pieces(data)
         rgb = read_frame(data, frame, max_pixels, UPLOADS)
+    except Problem:
+        raise
     except ImageError as e:
         raise refusal(e.code if e.code in REFUSED else 'truncated', max_pixels) from None
     except MemoryError:

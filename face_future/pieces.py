@@ -99,7 +99,7 @@ def tiff_pieces(data: bytes) -> int:  # 0 where it can't be told
     try:
         (at,) = struct.unpack_from(where, data, 8 if large else 4)
         (n,) = struct.unpack_from(count, data, at)
-    except struct.error:
+    except (struct.error, OverflowError):  # its tags lie outside the file, or beyond 2**63
         return 0
     at += struct.calcsize(count)
     n = min(n, (len(data) - at) // struct.calcsize(entry))

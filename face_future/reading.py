@@ -125,7 +125,7 @@ def _webp_parts(data):
         if kind in names:
             notes[names[kind]] = data[start + 8 : start + 8 + size]
         elif kind == b'VP8X':  # its flags must not promise what is taken out
-            flags = bytes([data[start + 8] & 0b11010010])
+            flags = bytes(b & 0b11010010 for b in data[start + 8 : start + 9])
             keep.append(data[start : start + 8] + flags + data[start + 9 : end])
         else:
             keep.append(data[start:end])
@@ -164,7 +164,7 @@ def _plain_tiff(data):
     "A TIFF that says nothing but how its pixels lie, what they mean, and which way is up."
     try:
         tags, entry = _tiff_tags(data)
-    except struct.error:
+    except (struct.error, OverflowError):  # its tags lie outside the file, or beyond 2**63
         return data
     plain = bytearray(data)
     for at, tag, kind, count, value in tags:
