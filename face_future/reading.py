@@ -218,7 +218,7 @@ def _noted_turn(im, notes) -> tuple:  # 1 to 8, and what says so: `exif`, `xmp`,
     try:
         number = _exif_orientation(im, notes)
         if number is not None:
-            return number if number in _TURNS else 1, 'exif'
+            return int(number) if number in _TURNS else 1, 'exif'  # it may be a fraction
     except Exception:
         pass  # broken EXIF: as if there were none
     found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', notes.get('xmp', b''))
