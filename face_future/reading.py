@@ -299,15 +299,34 @@ def srgb_pixels(rgb, profile: bytes) -> np.ndarray:  # H × W × 3, uint8
     change = _colour_change(profile, 'RGB') if profile else None
     return rgb if change is None else np.asarray(change.apply(Image.fromarray(rgb)))
 
+# %% ../nbs/parts/reading.ipynb #r27-white
+def _white(greatest, mode, bits=16) -> float:
+    "The value that is white in a deep grey of Pillow's `mode` with this greatest value."
+    if mode.startswith('I;16'):
+        return 2**bits - 1
+    if mode == 'F':
+        return next((top for top in (1, 255, 65535) if greatest <= 2 * top), greatest)
+    tops = (255, 2 ** min(bits, 16) - 1)
+    return next((top for top in tops if greatest <= top), 2 ** int(greatest).bit_length() - 1)
+
+# %% ../nbs/parts/reading.ipynb #r27-deep
+def _deep_values(im):
+    "The values of a deep grey, from 0 (black) to 255 (white): H × W, float32."
+    x = np.asarray(im.copy())  # of a TIFF on its side the copy alone knows its size
+    bits, inverted = 16, False
+    if im.format == 'TIFF':
+        bits, inverted = im.tag_v2.get(258, (16,))[0], im.tag_v2.get(262, 0) == 0
+        signed = im.tag_v2.get(339, (1,))[0] == 2
+        x = x.view(np.uint32) if x.dtype == np.int32 and bits == 32 and not signed else x
+        bits -= signed
+    white = _white(x.max(where=np.isfinite(x), initial=0), im.mode, bits)
+    x = np.nan_to_num(x.astype(np.float32), posinf=white).clip(0, white) * (255 / white)
+    return 255 - x if inverted else x
+
 # %% ../nbs/parts/reading.ipynb #r01-8-bits
 def _to_8_bits(im, profile=None):
     "Deep greys as 8 bits. An ICC profile (bytes), if there is one, is applied while they are deep."
-    x = np.nan_to_num(np.asarray(im, np.float32))
-    if im.mode == 'F':
-        top = 1 if x.max() <= 1 else 255
-    else:
-        top = 65535 if im.mode.startswith('I;16') or x.max() > 255 else 255
-    x = x.clip(0, top) * (255 / top)
+    x = _deep_values(im)
     if change := _colour_change(profile, 'L') if profile else None:
         steps = np.arange(256)
         curves = np.asarray(change.apply(Image.fromarray(steps.astype(np.uint8)[None])))[0]
