@@ -98,8 +98,8 @@ def _opened(data, name, formats):
         return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
         if (promised := _promised_format(data)) in formats:
-            why = "damaged, cut off, or of a kind that we can't read"
-            raise ImageError('truncated', f'{name}: this {promised} is {why}. Save it anew.') from None
+            why = "damaged, cut off, or of a kind that we can't read. Save it anew."
+            raise ImageError('truncated', f'{name}: this {promised} is {why}') from None
         known = ', '.join(formats)
         message = f'{name}: not an image in a format we read ({known}).'
         raise ImageError('not_an_image', message) from None
@@ -125,7 +125,7 @@ def open_image(data: bytes, name: str, max_pixels: int, formats=FORMATS) -> Imag
     "The opened, not yet decoded image in a file's bytes, or an `ImageError`."
     if not data:
         raise ImageError('empty', f'{name}: the file is empty.')
-    if code := pieces_problem(data):
+    if code := pieces_problem(data, max_pixels):
         message = f'{name}: built of so many pieces that reading takes too long. Save it anew.'
         raise ImageError(code, message)
     im = _opened(data, name, formats)

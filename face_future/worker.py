@@ -113,10 +113,10 @@ def summary(picture, found, most: int, findings=()) -> dict:
 FREE = 64_000_000  # bytes that each picture may take without asking
 
 
-def _need_of(data: bytes, frame: int) -> int:  # bytes
+def _need_of(data: bytes, frame: int, max_pixels: int) -> int:  # bytes
     "How much memory decoding takes, by what the file says of itself."
     with memory_limit(FREE):
-        check_pieces(data)
+        check_pieces(data, max_pixels)
         return memory_needed(data) * (1 if frame == 1 else 2)
 
 # %% ../nbs/parts/worker.ipynb #d6b-prepare
@@ -131,7 +131,7 @@ def prepare(
     preview: str = '',  # `needed` or `always`, see `preview_if`
 ) -> tuple:  # (fields, crops: n × 3 × size × size, float32, or None)
     "What one picture gives. Where `memory` is too little, the fields hold `need` alone."
-    if (need := _need_of(data, frame)) > memory:
+    if (need := _need_of(data, frame, max_pixels)) > memory:
         return dict(need=need), None
     with memory_limit(memory):
         picture = decode(data, max_pixels, frame, checked=True)
