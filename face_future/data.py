@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .files import are_numbers, is_number, short
-from .jpeg import plain_jpeg
+from .jpeg import ended, plain_jpeg
 from face_future.opening import (
     FORMATS,
     LARGEST_FILE,
@@ -58,7 +58,9 @@ def read_rgb(
     try:
         pixels, notes = split_notes(data)
         im = open_image(pixels, name, max_pixels, formats)
-        return _decode(im, notes, pixels)
+        if (whole := ended(pixels)) is not pixels:  # a JPEG without its last two bytes
+            im = open_image(whole, name, max_pixels, formats)
+        return _decode(im, notes, whole)
     except ImageError:
         raise
     except MemoryError:
