@@ -333,19 +333,33 @@ def _to_8_bits(im, profile=None):
         x = np.stack([np.interp(x, steps, curve) for curve in curves.T], -1)
     return Image.fromarray(x.round().astype(np.uint8))
 
+# %% ../nbs/parts/reading.ipynb #r27-alpha
+def _alpha(im):
+    "How opaque each pixel of a PIL image is (mode L), or None where all are."
+    key = im.info.get('transparency')
+    if im.mode[0] in 'IF':  # in full depth, for 8 bits would hide its neighbours, too
+        seen = np.asarray(im.copy()) != key if isinstance(key, int) else None
+        return None if seen is None else Image.fromarray(seen.astype(np.uint8) * 255)
+    if key is None and im.mode not in ('RGBA', 'LA', 'PA', 'RGBa', 'La'):
+        return None
+    if isinstance(key, tuple) and max(key) > 255:  # of 16 bits, of which Pillow keeps the upper 8
+        im = im.copy()
+        im.info['transparency'] = tuple(v >> 8 for v in key)
+    alpha = im.convert('RGBA').getchannel('A')
+    return None if im.format == 'BMP' and alpha.getextrema() == (0, 0) else alpha
+
 # %% ../nbs/parts/reading.ipynb #d01-torgb
 def to_rgb(im, profile: bytes = None):
     "A PIL image of any mode as RGB: deep greys scaled, colours by the profile, alpha over white."
+    alpha = _alpha(im)
     if im.mode[0] in 'IF':
         im = _to_8_bits(im, profile)
-    see_through = im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info
-    alpha = im.convert('RGBA').getchannel('A') if see_through else None
     if im.mode in ('LA', 'La', '1'):
         im = im.convert('L')
     elif im.mode not in _SPACES:
-        im = im.convert('RGBA').convert('RGB') if see_through else im.convert('RGB')
+        im = im.convert('RGB') if alpha is None else im.convert('RGBA').convert('RGB')
     rgb = _to_srgb(im, profile)
     if alpha is None:
         return rgb
     rgb.putalpha(alpha)
-    return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), rgb).convert('RGB')
+    return Image.alpha_composite(Image.new('RGBA', rgb.size, 'white'), rgb).convert('RGB')
