@@ -43,7 +43,7 @@ def _decode(im, notes, data):
     if im.mode == 'P' and isinstance(getattr(im.palette, 'palette', None), (list, tuple)):
         im.palette.palette = [min(255, max(0, v)) for v in im.palette.palette]
     im.load()
-    rgb = to_rgb(im, profile)
+    rgb = to_rgb(im, profile, notes.get('power'))
     return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 
 # %% ../nbs/01_data.ipynb #d01-read
