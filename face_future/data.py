@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .files import are_numbers, is_number, short
-from .jpeg import plain_jpeg
+from .jpeg import ended, plain_jpeg
 from face_future.opening import (
     FORMATS,
     LARGEST_FILE,
@@ -43,7 +43,7 @@ def _decode(im, notes, data):
     if im.mode == 'P' and isinstance(getattr(im.palette, 'palette', None), (list, tuple)):
         im.palette.palette = [min(255, max(0, v)) for v in im.palette.palette]
     im.load()
-    rgb = to_rgb(im, profile)
+    rgb = to_rgb(im, profile, notes.get('power'))
     return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 
 # %% ../nbs/01_data.ipynb #d01-read
@@ -54,14 +54,19 @@ def read_rgb(
 ) -> np.ndarray:  # height × width × 3, uint8, RGB (sRGB), upright, of an animation the first frame
     "Decode any image to RGB. Raises `ImageError`, or `FileNotFoundError` if there is no such file."
     name = source_name(src)
-    pixels, notes = split_notes(source_bytes(src, name))
-    im = open_image(pixels, name, max_pixels, formats)
+    data = source_bytes(src, name)  # what the file system raises is told as it is
     try:
-        return _decode(im, notes, pixels)
+        pixels, notes = split_notes(data)
+        im = open_image(pixels, name, max_pixels, formats)
+        if (whole := ended(pixels)) is not pixels:  # a JPEG without its last two bytes
+            im = open_image(whole, name, max_pixels, formats)
+        return _decode(im, notes, whole)
+    except ImageError:
+        raise
     except MemoryError:
         message = f'{name}: does not fit into memory. Make it smaller.'
         raise ImageError('too_large', message) from None
-    except Exception as e:  # a decoder may raise anything, and does
+    except Exception as e:  # a decoder may raise anything, and so may we over a strange file
         message = f'{name}: the file is damaged or cut off ({complaint(e)}).'
         raise ImageError('truncated', message) from None
 

@@ -96,7 +96,8 @@ def _read_later_frame(data, frame, max_pixels, formats):
         shown = _composed(pixels, frame, max_pixels) or _seek(im, frame)
         _small_enough(*shown.size, max_pixels)
         transpose = turn(im, notes)
-        rgb = to_rgb(shown, notes.get('icc') or im.info.get('icc_profile'))
+        profile = notes.get('icc') or im.info.get('icc_profile')
+        rgb = to_rgb(shown, profile, notes.get('power'))
         return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 
 # %% ../nbs/parts/frames.ipynb #fr-readframe

@@ -64,9 +64,12 @@ def refusal(
     return Problem(status, code, message.format(max_pixels))
 
 # %% ../nbs/parts/headers.ipynb #g06-checkdef
-def check_pieces(data: bytes):  # a file's content
+def check_pieces(
+    data: bytes,  # a file's content
+    max_pixels: float = float('inf'),  # what is larger is refused for that later on
+):
     "A `Problem` for a file that is built to take long."
-    if code := pieces_problem(data):
+    if code := pieces_problem(data, max_pixels):
         raise refusal(code)
     if data[:2] == b'BM' and data[30:34] in (b'\1\0\0\0', b'\2\0\0\0'):  # run-length coded
         raise refusal('not_an_image')
@@ -144,10 +147,12 @@ def decode(
     checked: bool = False,  # by `check_pieces`, already
 ) -> Picture:  # or a `Problem`
     "Decode an upload that may be anything."
-    if not checked:
-        check_pieces(data)
     try:
+        if not checked:
+            check_pieces(data, max_pixels)
         rgb = read_frame(data, frame, max_pixels, UPLOADS)
+    except Problem:
+        raise
     except ImageError as e:
         raise refusal(e.code if e.code in REFUSED else 'truncated', max_pixels) from None
     except MemoryError:

@@ -8,6 +8,7 @@ __all__ = ['FORMATS', 'LARGEST_FILE', 'ImageError', 'complaint', 'source_name', 
 # %% ../nbs/parts/opening.ipynb #op-imports
 import io
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -63,12 +64,42 @@ def source_bytes(src, name: str) -> bytes:
         raise ImageError('too_large', message)
     return Path(src).read_bytes()
 
+# %% ../nbs/parts/opening.ipynb #op-promised
+_BEGINNINGS = {
+    b'\xff\xd8': 'JPEG',
+    b'\x89PNG\r\n': 'PNG',
+    b'GIF8': 'GIF',
+    b'II*\0': 'TIFF',
+    b'MM\0*': 'TIFF',
+    b'II+\0': 'TIFF',
+    b'MM\0+': 'TIFF',
+}
+_HEIC = 'heic heix heim heis hevc hevx hevm hevs mif1 msf1'.encode().split()
+
+
+def _promised_format(data):
+    "The format (Pillow's name) that a file's first bytes promise, or empty."
+    if data[4:8] == b'ftyp':
+        if data[8:11] == b'avi' or (data[8:12] in (b'mif1', b'msf1') and b'avi' in data[16:40]):
+            return 'AVIF'
+        return 'HEIF' if data[8:12] in _HEIC else ''  # there are films, too
+    if data[:4] == b'RIFF':
+        return 'WEBP' if data[8:12] == b'WEBP' else ''
+    if data[:2] == b'BM' and data[6:10] == bytes(4):
+        return 'BMP'
+    if re.match(rb'P[1-6f]\s', data):
+        return 'PPM'
+    return next((name for start, name in _BEGINNINGS.items() if data.startswith(start)), '')
+
 # %% ../nbs/parts/opening.ipynb #op-opened
 def _opened(data, name, formats):
     "An image of which only the header was read. Raises `ImageError` for what Pillow can't open."
     try:
         return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
+        if (promised := _promised_format(data)) in formats:
+            why = "damaged, cut off, or of a kind that we can't read. Save it anew."
+            raise ImageError('truncated', f'{name}: this {promised} is {why}') from None
         known = ', '.join(formats)
         message = f'{name}: not an image in a format we read ({known}).'
         raise ImageError('not_an_image', message) from None
@@ -94,7 +125,7 @@ def open_image(data: bytes, name: str, max_pixels: int, formats=FORMATS) -> Imag
     "The opened, not yet decoded image in a file's bytes, or an `ImageError`."
     if not data:
         raise ImageError('empty', f'{name}: the file is empty.')
-    if code := pieces_problem(data):
+    if code := pieces_problem(data, max_pixels):
         message = f'{name}: built of so many pieces that reading takes too long. Save it anew.'
         raise ImageError(code, message)
     im = _opened(data, name, formats)

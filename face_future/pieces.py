@@ -36,7 +36,8 @@ def jpeg_pieces(
             break
         segments += 1
         scans += marker == 0xDA
-        if marker in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) and len(data) >= at + 7:
+        sized = marker in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) and not scans  # a later size is a lie
+        if sized and len(data) >= at + 7:
             height, width = struct.unpack('>HH', data[at + 3 : at + 7])
             pixels = height * width
         if marker not in (0x01, 0xD8) and len(data) >= at + 2:
@@ -99,7 +100,7 @@ def tiff_pieces(data: bytes) -> int:  # 0 where it can't be told
     try:
         (at,) = struct.unpack_from(where, data, 8 if large else 4)
         (n,) = struct.unpack_from(count, data, at)
-    except struct.error:
+    except (struct.error, OverflowError):  # its tags lie outside the file, or beyond 2**63
         return 0
     at += struct.calcsize(count)
     n = min(n, (len(data) - at) // struct.calcsize(entry))
@@ -122,13 +123,16 @@ def _pieces(data):
     return 0
 
 # %% ../nbs/parts/pieces.ipynb #p15-problem
-def pieces_problem(data: bytes) -> str:  # `too_many_scans`, `too_many_pieces`, or empty
+def pieces_problem(
+    data: bytes,
+    max_pixels: float = float('inf'),  # what is larger is refused for that, by the caller
+) -> str:  # `too_many_scans`, `too_many_pieces`, or empty
     "Why a file is not to be decoded: it is built to take long."
     room = max(PIECES, len(data) // LARGE)
     if data[:2] != b'\xff\xd8':
         return 'too_many_pieces' if _pieces(data) > room else ''
     segments, scans, pixels = jpeg_pieces(data)  # walked once, for both
-    if scans > SCANS or scans * pixels > SCANNED:
+    if scans > SCANS or (scans * pixels > SCANNED and pixels <= max_pixels):
         return 'too_many_scans'
     many = data[2:3] == b'\xff' and SEGMENT * segments > room
     return 'too_many_pieces' if many else ''

@@ -18,17 +18,20 @@ from .data import ImageError, Preprocess, read_rgb
 from .faces import DETECTOR, FaceFinder, quality_issue
 from .files import printable, short
 from .model_config import WeightsError, calibrated, threshold_for
-from .reading import to_rgb, turn
+from .reading import gamma_power, to_rgb, turn
 
 # %% ../nbs/parts/prediction.ipynb #p04a-bythereader
 def _by_the_reader(image) -> np.ndarray:
     "The pixels of an opened image, read like a file, or an `ImageError` if it is damaged."
-    noted = image.info.get('xmp') or image.info.get('XML:com.adobe.xmp') or b''
-    how = turn(image, dict(xmp=noted.encode() if isinstance(noted, str) else noted))
     try:
-        image = image.convert('LA') if image.mode == 'La' else image
-        upright = image if how is None else image.transpose(how)
-        return np.asarray(to_rgb(upright, image.info.get('icc_profile')))
+        image.load()  # by which Pillow sets a TIFF upright
+        noted = image.info.get('xmp') or image.info.get('XML:com.adobe.xmp') or b''
+        how = turn(image, dict(xmp=noted.encode() if isinstance(noted, str) else noted))
+        plain = image.convert('LA') if image.mode == 'La' else image
+        said = {'icc_profile', 'srgb'} & image.info.keys()
+        power = None if said else gamma_power(image.info.get('gamma', 0))
+        rgb = to_rgb(plain, image.info.get('icc_profile'), power)
+        return np.asarray(rgb if how is None else rgb.transpose(how))
     except Exception as e:  # a decoder may raise anything, and does
         message = f'this image: the file is damaged or cut off ({short(e)}).'
         raise ImageError('truncated', message) from None

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'PIPE', 'FREE', 'PROGRAM', 'ENVIRONMENT', 'pack', 'read_message', 'widen', 'make_detector', 'detector_of',
-           'make_toy_detector', 'summary', 'prepare', 'answer', 'work', 'start_process', 'read_reply', 'send_order',
-           'usage_of', 'Decoder']
+           'make_toy_detector', 'summary', 'prepare', 'answer', 'reply', 'work', 'start_process', 'read_reply',
+           'send_order', 'usage_of', 'Decoder']
 
 # %% ../nbs/parts/worker.ipynb #w06-imports
 import asyncio
@@ -113,10 +113,10 @@ def summary(picture, found, most: int, findings=()) -> dict:
 FREE = 64_000_000  # bytes that each picture may take without asking
 
 
-def _need_of(data: bytes, frame: int) -> int:  # bytes
+def _need_of(data: bytes, frame: int, max_pixels: int) -> int:  # bytes
     "How much memory decoding takes, by what the file says of itself."
     with memory_limit(FREE):
-        check_pieces(data)
+        check_pieces(data, max_pixels)
         return memory_needed(data) * (1 if frame == 1 else 2)
 
 # %% ../nbs/parts/worker.ipynb #d6b-prepare
@@ -131,7 +131,7 @@ def prepare(
     preview: str = '',  # `needed` or `always`, see `preview_if`
 ) -> tuple:  # (fields, crops: n × 3 × size × size, float32, or None)
     "What one picture gives. Where `memory` is too little, the fields hold `need` alone."
-    if (need := _need_of(data, frame)) > memory:
+    if (need := _need_of(data, frame, max_pixels)) > memory:
         return dict(need=need), None
     with memory_limit(memory):
         picture = decode(data, max_pixels, frame, checked=True)
@@ -161,6 +161,15 @@ def answer(order: dict, data: bytes, detect) -> tuple:  # (fields, bytes, or a v
     crops = np.ascontiguousarray(crops, np.float32)
     return fields | dict(shape=crops.shape), memoryview(crops).cast('B')
 
+# %% ../nbs/parts/worker.ipynb #w06-reply
+def reply(order: dict, data: bytes, detect) -> tuple:  # (a message's head, the data that follow it)
+    "The packed answer to an order. What can't be packed is a problem, and no end of the process."
+    try:
+        fields, raw = answer(order, data, detect)
+        return pack(fields, raw), raw
+    except Exception:
+        return pack(dict(problem='truncated')), b''
+
 # %% ../nbs/parts/worker.ipynb #d6b-work
 def work(module: str, name: str, arguments: dict):
     "Decode what standard input orders, until it ends."
@@ -175,8 +184,8 @@ def work(module: str, name: str, arguments: dict):
     replies.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what decoders complain of is of no interest
     while message := read_message(orders):
-        fields, data = answer(*message, detect)
-        replies.write(pack(fields, data))
+        head, data = reply(*message, detect)
+        replies.write(head)
         replies.write(data)
         replies.flush()
 
