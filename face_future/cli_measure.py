@@ -153,10 +153,11 @@ def check_given(weights: str | None, scores: Path | None):
 # %% ../nbs/parts/cli_measure.ipynb #c10d-tomeasure
 def labels_to_measure(labels_file, root, out: str | Path, against, split: str):  # a `Labels`
     "The labels, if the report can be written and the second detector can be read."
-    from face_future.files import check_writable
+    from face_future.files import check_apart, check_writable
     from face_future.labels import Labels
 
     labels = Labels.load(labels_file, root)
+    check_apart(labels.files, out, ['report.png'])
     check_writable(out, ['scores.csv', 'report.csv', 'coverage.csv', 'report.png'])
     if against:
         check_against(against, labels, split)
@@ -357,12 +358,13 @@ def tsne(
 
     Writes tsne.png, tsne.html, mistakes, and figures that keep the maps honest.
     """
-    from face_future.files import check_writable
+    from face_future.files import check_apart, check_writable
     from face_future.labels import Labels
     from face_future.tta_inference import Predictor
 
     perplexities = numbers(perplexity)
     labels = Labels.load(labels_file, root)
+    check_apart(labels.files, out, ['tsne.png', 'mistakes.png'])
     check_writable(out)
     predictor = Predictor(weights, whole_image=whole_image)
     write_maps(predictor, labels, out, perplexities, n, split, seed)

@@ -203,10 +203,11 @@ def show_results(rows, errors, out: str | Path):
 # %% ../nbs/parts/cli_predict.ipynb #c10c-predicthere
 def predict_here(folder: str, out: Path, recursive: bool = False, bs: int | None = None, **given):
     "Predict a folder on this machine, and say what was found. `given` is for the `Predictor`."
-    from face_future.files import check_writable, list_pictures
+    from face_future.files import check_apart, check_writable, list_pictures
     from face_future.submission import RESULTS, folder_images
 
     files = folder_images(folder, recursive)
+    check_apart(files, out, RESULTS)
     check_writable(out, RESULTS)
     if passed_over := list_pictures(folder, recursive).summary():
         typer.echo(f'passed over: {passed_over}')
@@ -284,11 +285,13 @@ def paint_pictures(predictor, source, out: str | Path):
 # %% ../nbs/parts/cli_predict.ipynb #c10c-painted
 def check_maps(predictor, labels_file, out: str | Path, n: int, root=None):
     "Paint held-out images in a grid, and check the maps by deletion."
+    from face_future.files import check_apart
     from face_future.heatmaps import write_check
     from face_future.labels import Labels
     from face_future.tsne import see
 
     labels = Labels.load(labels_file, root)
+    check_apart(labels.files, out, ['grid.png'])
     seen = see(predictor, labels, n, progress=sys.stderr.isatty())
     table = Table('filled by', 'logit', 'mean (95 %)')
     for r in write_check(predictor, seen, out):

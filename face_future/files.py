@@ -6,7 +6,7 @@
 __all__ = ['UNPRINTABLE', 'PICTURES', 'NO_PICTURES', 'BRANDS', 'STARTS', 'ASIDE', 'FORMULA', 'natural_key', 'printable',
            'file_index', 'file_indices', 'short', 'read_bytes', 'is_number', 'are_numbers', 'read_text', 'read_json',
            'begins_like_a_picture', 'Listing', 'list_pictures', 'atomic_write', 'cell', 'to_csv', 'write_set',
-           'check_writable', 'check_file_writable', 'sha256', 'names_after', 'file_key', 'cache_folder']
+           'check_writable', 'check_file_writable', 'check_apart', 'sha256', 'names_after', 'file_key', 'cache_folder']
 
 # %% ../nbs/parts/files.ipynb #fil-imports
 import hashlib
@@ -364,6 +364,26 @@ def check_file_writable(file: str | Path | None) -> None:  # None: nothing is to
     "As `check_writable`, for one file."
     if file is not None and not _is_no_file(Path(file)):
         check_writable(Path(file).parent, [Path(file).name])
+
+# %% ../nbs/parts/files.ipynb #fil-apart
+def _place(file: str | Path) -> str:
+    "Where a file itself lies, not what it leads to where it is a link."
+    return os.path.join(os.path.realpath(Path(file).parent), Path(file).name)
+
+
+def check_apart(
+    files: list,  # paths that are read
+    out: str | Path,  # a folder
+    names,  # of the files to be written there
+) -> None:
+    "Raise `ValueError`, with a sentence, if one of `files` would be written over."
+    out = os.path.realpath(out)
+    written = {os.path.join(out, name) for name in names}
+    for f in files:
+        if written & {_place(f), os.path.realpath(f)}:
+            what = f'{short(Path(f).name)} is read, and could be written over in {short(out, 200)}'
+            raise ValueError(f'{what}. Choose another folder (--out).')
+
 
 # %% ../nbs/parts/files.ipynb #fil-sha
 def sha256(data: str | bytes) -> str:

@@ -14,7 +14,14 @@ import cv2
 import numpy as np
 
 from .data import ImageError, centre_crop_box, face_crop_box, read_rgb
-from .files import atomic_write, names_after, printable, to_csv
+from face_future.files import (
+    atomic_write,
+    check_apart,
+    check_writable,
+    names_after,
+    printable,
+    to_csv,
+)
 from .prediction import error_row
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-turning
@@ -310,7 +317,10 @@ def paint_files(
     rows, errors = [], []
     zero = turning_point(predictor.settings)
     files = [Path(f) for f in files]
-    for f, name in zip(files, names_after(files, '_heat.jpg')):
+    names = names_after(files, '_heat.jpg')
+    check_apart(files, out, [*names, *(f.name for f in files)])  # not in a folder of pictures
+    check_writable(out, names)
+    for f, name in zip(files, names):
         file = printable(f.name)
         try:
             rgb = read_rgb(f)
