@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'FakeMeans', 'Root', 'WholeImage', 'LabelsFile', 'WEIGHTS', 'BACKEND', 'Weights', 'Backend',
-           'sentence', 'forgiving', 'have_a_home', 'failed', 'ForgivingCommand', 'one_interrupt', 'command', 'finite',
-           'add_options']
+           'sentence', 'forgiving', 'have_streams', 'is_watched', 'have_a_home', 'failed', 'ForgivingCommand',
+           'one_interrupt', 'command', 'finite', 'add_options']
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-imports
 import functools
@@ -53,6 +53,26 @@ def forgiving(stream):
     if getattr(stream, 'errors', None) == 'strict' and hasattr(stream, 'reconfigure'):
         stream.reconfigure(errors='backslashreplace')
 
+# %% ../nbs/parts/cli_base.ipynb #c10a-streams
+def have_streams():
+    "Let standard streams that are closed lead nowhere: files and libraries take their numbers."
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this one
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, 'w', encoding='utf-8')
+            setattr(sys, name, nowhere)
+            setattr(sys, f'__{name}__', nowhere)
+
+
+def is_watched(*others) -> bool:  # others: streams, besides standard error
+    "Does somebody at a terminal see the progress of a command?"
+    return all(s is not None and s.isatty() for s in (sys.stderr, *others))
+
+
 # %% ../nbs/parts/cli_base.ipynb #c10a-home
 def have_a_home():
     "Name a home folder that doesn't exist, as Debian does, where there is none: libraries ask."
@@ -63,6 +83,7 @@ def have_a_home():
 
 
 have_a_home()
+have_streams()
 forgiving(sys.stdout)  # here, since the help is printed before a command begins
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-exit

@@ -13,7 +13,6 @@ __all__ = ['PHOTOGRAPH_NOTE', 'Pictures', 'Predictions', 'MaxFaces', 'Recursive'
 # %% ../nbs/parts/cli_predict.ipynb #c10c-imports
 import os
 import socket
-import sys
 import time
 from contextlib import suppress
 from importlib.util import find_spec
@@ -24,7 +23,16 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.table import Table
 
-from .cli_base import Backend, Root, Weights, WholeImage, add_options, command, console
+from face_future.cli_base import (
+    Backend,
+    Root,
+    Weights,
+    WholeImage,
+    add_options,
+    command,
+    console,
+    is_watched,
+)
 from .files import printable
 from .settings import Settings
 
@@ -94,7 +102,7 @@ def predict_resumably(
 
     if earlier := len(Journal(out, predictor).rows(files)):
         typer.echo(f'{earlier} images were predicted before this was stopped. Going on.')
-    progress = sys.stderr.isatty()
+    progress = is_watched()
     try:
         return predict_folder(predictor, folder, out, bs, progress=progress, recursive=recursive)
     except KeyboardInterrupt:
@@ -177,7 +185,7 @@ def predict_batch(source: str, out: Path, **given):
     "Predict a source with Ray, say what there is now, and end with status 1 if there are errors."
     from face_future.batch import predict_on_ray
 
-    found = predict_on_ray(source, out, progress=sys.stderr.isatty(), say=typer.echo, **given)
+    found = predict_on_ray(source, out, progress=is_watched(), say=typer.echo, **given)
     typer.echo(batch_line(found, out))
     if found['errors']:
         raise typer.Exit(1)
@@ -292,7 +300,7 @@ def check_maps(predictor, labels_file, out: str | Path, n: int, root=None):
 
     labels = Labels.load(labels_file, root)
     check_apart(labels.files, out, ['grid.png'])
-    seen = see(predictor, labels, n, progress=sys.stderr.isatty())
+    seen = see(predictor, labels, n, progress=is_watched())
     table = Table('filled by', 'logit', 'mean (95 %)')
     for r in write_check(predictor, seen, out):
         table.add_row(r['fill'], r['what'], f'{r["mean"]:+.3f} ({r["lo"]:+.3f} to {r["hi"]:+.3f})')
