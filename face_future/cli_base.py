@@ -72,7 +72,6 @@ def is_watched(*others) -> bool:  # others: streams, besides standard error
     "Does somebody at a terminal see the progress of a command?"
     return all(s is not None and s.isatty() for s in (sys.stderr, *others))
 
-
 # %% ../nbs/parts/cli_base.ipynb #c10a-home
 def have_a_home():
     "Name a home folder that doesn't exist, as Debian does, where there is none: libraries ask."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'SMALLEST', 'DETECTOR', 'WEIGHTS', 'TILE', 'OVERLAP', 'WINDOW', 'STEP', 'HINT', 'CLOSE', 'LIMITS', 'LINES',
-           'log', 'Face', 'position_issue', 'YuNet', 'candidates', 'suppress', 'added', 'tiles', 'windows',
+           'log', 'UNUSABLE', 'Face', 'position_issue', 'YuNet', 'candidates', 'suppress', 'added', 'tiles', 'windows',
            'FaceFinder', 'quality', 'quality_issue', 'cache_file', 'find_faces']
 
 # %% ../nbs/parts/faces.ipynb #f01-imports
@@ -405,11 +405,14 @@ def _remember(cache, new) -> bool:
         return False
 
 # %% ../nbs/parts/faces.ipynb #f01-findfaces
+UNUSABLE = ImageError, OSError, MemoryError, cv2.error  # of one picture, and no others' affair
+
+
 def _faces_in(finder, file):
     "The faces in a file, or None where it can't be read."
     try:
         return finder(read_rgb(file))
-    except (ImageError, OSError):
+    except UNUSABLE:
         return None
 
 # %% ../nbs/parts/faces.ipynb #f01-searchall

@@ -384,7 +384,6 @@ def check_apart(
             what = f'{short(Path(f).name)} is read, and could be written over in {short(out, 200)}'
             raise ValueError(f'{what}. Choose another folder (--out).')
 
-
 # %% ../nbs/parts/files.ipynb #fil-sha
 def sha256(data: str | bytes) -> str:
     "Checksum of text (as UTF-8) or bytes, 64 hexadecimal digits."

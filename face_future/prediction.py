@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -309,9 +310,16 @@ def picture_rows(
     return rows
 
 # %% ../nbs/parts/prediction.ipynb #p04a-error
+def _why(e: Exception) -> str:
+    "What went wrong with a file, in a few words."
+    if isinstance(e, MemoryError) or getattr(e, 'code', None) == cv2.Error.StsNoMem:
+        return 'does not fit into memory. Make it smaller'
+    return short(getattr(e, 'strerror', None) or getattr(e, 'err', None) or type(e).__name__)
+
+
 def error_row(file: Path, e: Exception) -> dict:  # file, error
     "What was wrong with a file, in a sentence."
-    sentence = f'{printable(file.name)}: {getattr(e, "strerror", None) or type(e).__name__}.'
+    sentence = f'{printable(file.name)}: {_why(e)}.'
     if isinstance(e, ImageError):
         sentence = str(e)
     elif file.is_symlink() and not file.exists():

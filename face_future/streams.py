@@ -16,8 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .backends import cpu_threads
-from .data import ImageError, read_rgb
+from .data import read_rgb
 from .evidence import file_evidence
+from .faces import UNUSABLE
 from .prediction import error_row, picture_rows
 from .submission import indexed
 
@@ -29,7 +30,7 @@ def _read_crops(predictor, files, read=read_rgb) -> tuple:  # crops of each file
     for file in files:
         try:
             crops[file] = predictor.detect(read(file))
-        except (ImageError, OSError, MemoryError) as e:
+        except UNUSABLE as e:
             errors.append(error_row(file, e))
     return crops, errors
 
