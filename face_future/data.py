@@ -23,6 +23,7 @@ from face_future.opening import (
     LARGEST_FILE,
     ImageError,
     complaint,
+    is_no_memory,
     open_image,
     source_bytes,
     source_name,
@@ -58,10 +59,10 @@ def read_rgb(
     im = open_image(pixels, name, max_pixels, formats)
     try:
         return _decode(im, notes, pixels)
-    except MemoryError:
-        message = f'{name}: does not fit into memory. Make it smaller.'
-        raise ImageError('too_large', message) from None
     except Exception as e:  # a decoder may raise anything, and does
+        if is_no_memory(e):
+            message = f'{name}: does not fit into memory. Make it smaller.'
+            raise ImageError('too_large', message) from None
         message = f'{name}: the file is damaged or cut off ({complaint(e)}).'
         raise ImageError('truncated', message) from None
 

@@ -11,7 +11,6 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -19,6 +18,7 @@ from .data import ImageError, Preprocess, read_rgb
 from .faces import DETECTOR, FaceFinder, quality_issue
 from .files import printable, short
 from .model_config import WeightsError, calibrated, threshold_for
+from .opening import is_no_memory
 from .reading import to_rgb, turn
 
 # %% ../nbs/parts/prediction.ipynb #p04a-bythereader
@@ -312,7 +312,7 @@ def picture_rows(
 # %% ../nbs/parts/prediction.ipynb #p04a-error
 def _why(e: Exception) -> str:
     "What went wrong with a file, in a few words."
-    if isinstance(e, MemoryError) or getattr(e, 'code', None) == cv2.Error.StsNoMem:
+    if is_no_memory(e):
         return 'does not fit into memory. Make it smaller'
     return short(getattr(e, 'strerror', None) or getattr(e, 'err', None) or type(e).__name__)
 

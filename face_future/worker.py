@@ -29,6 +29,7 @@ from .frames import preview_if
 from .guard import Problem
 from .headers import check_pieces, decode, memory_needed
 from .limits import memory_limit, time_limit
+from .opening import is_no_memory
 
 # %% ../nbs/parts/worker.ipynb #w06-pack
 HEAD = struct.Struct('>II')  # bytes of JSON, bytes of data
@@ -152,10 +153,8 @@ def answer(order: dict, data: bytes, detect) -> tuple:  # (fields, bytes, or a v
             fields, crops = prepare(data, detect, **limits)
     except Problem as e:
         return dict(problem=e.code), b''
-    except MemoryError:
-        return dict(problem='too_large'), b''
-    except Exception:
-        return dict(problem='truncated'), b''
+    except Exception as e:
+        return dict(problem='too_large' if is_no_memory(e) else 'truncated'), b''
     if crops is None:
         return fields, b''
     crops = np.ascontiguousarray(crops, np.float32)
