@@ -19,8 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from tqdm import tqdm
 
-from .data import read_rgb
-from .faces import UNUSABLE
+from .data import UNUSABLE, read_rgb
 from .labels import LabelError, Labels, draw_evenly
 from .metrics import mean_interval
 

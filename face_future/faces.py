@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'SMALLEST', 'DETECTOR', 'WEIGHTS', 'TILE', 'OVERLAP', 'WINDOW', 'STEP', 'HINT', 'CLOSE', 'LIMITS', 'LINES',
-           'log', 'UNUSABLE', 'Face', 'position_issue', 'YuNet', 'candidates', 'suppress', 'added', 'tiles', 'windows',
+           'log', 'Face', 'position_issue', 'YuNet', 'candidates', 'suppress', 'added', 'tiles', 'windows',
            'FaceFinder', 'quality', 'quality_issue', 'cache_file', 'find_faces']
 
 # %% ../nbs/parts/faces.ipynb #f01-imports
@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from .data import ImageError, face_crop_box, halved, read_rgb
+from .data import UNUSABLE, face_crop_box, halved, read_rgb
 from .files import cache_folder, file_key
 from .jpeg import memory_for
 
@@ -405,9 +405,6 @@ def _remember(cache, new) -> bool:
         return False
 
 # %% ../nbs/parts/faces.ipynb #f01-findfaces
-UNUSABLE = ImageError, OSError, MemoryError, cv2.error  # of one picture, and no others' affair
-
-
 def _faces_in(finder, file):
     "The faces in a file, or None where it can't be read."
     try:

@@ -13,8 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .data import centre_crop_box, face_crop_box, read_rgb
-from .faces import UNUSABLE
+from .data import UNUSABLE, centre_crop_box, face_crop_box, read_rgb
 from face_future.files import (
     atomic_write,
     check_apart,

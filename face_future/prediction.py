@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .data import ImageError, Preprocess, read_rgb
+from .data import ImageError, Preprocess, is_no_memory, read_rgb
 from .faces import DETECTOR, FaceFinder, quality_issue
 from .files import printable, short
 from .model_config import WeightsError, calibrated, threshold_for
-from .opening import is_no_memory
 from .reading import to_rgb, turn
 
 # %% ../nbs/parts/prediction.ipynb #p04a-bythereader

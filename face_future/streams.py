@@ -16,9 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .backends import cpu_threads
-from .data import read_rgb
+from .data import UNUSABLE, read_rgb
 from .evidence import file_evidence
-from .faces import UNUSABLE
 from .prediction import error_row, picture_rows
 from .submission import indexed
 

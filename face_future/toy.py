@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .files import short
-
 # %% ../nbs/parts/toy.ipynb #lab-toy-one
 def _oval(draw, x, y, width, height, fill) -> None:
     "A filled oval around (x, y), `width` and `height` to each side."
@@ -79,7 +77,7 @@ def make_toy(dest: str | Path, n: int = 60, size: int = 64, seed: int = 0) -> Pa
             Image.fromarray(x).save(png := io.BytesIO(), 'PNG')
             file = dest / c / f'{i}.png'
             if file.exists() and file.read_bytes() != png.getvalue():
-                raise ValueError(f'{short(file, 200)} is another picture. Choose another folder.')
+                raise ValueError(f'{file} is another picture. Choose another folder.')
             file.write_bytes(png.getvalue())
     return dest
 

@@ -24,12 +24,12 @@ import numpy as np
 import psutil
 
 from .credentials import load_library
+from .data import is_no_memory
 from .evidence import as_dicts, evidence, headline
 from .frames import preview_if
 from .guard import Problem
 from .headers import check_pieces, decode, memory_needed
 from .limits import memory_limit, time_limit
-from .opening import is_no_memory
 
 # %% ../nbs/parts/worker.ipynb #w06-pack
 HEAD = struct.Struct('>II')  # bytes of JSON, bytes of data
