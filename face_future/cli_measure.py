@@ -13,14 +13,22 @@ __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-imports
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
 from rich.table import Table
 
-from .cli_base import Root, Weights, WholeImage, command, console, failed, finite
+from face_future.cli_base import (
+    Root,
+    Weights,
+    WholeImage,
+    command,
+    console,
+    failed,
+    finite,
+    is_watched,
+)
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-showreport
 def show_report(report):
@@ -78,7 +86,7 @@ def compare_with(
     from face_future.files import atomic_write
     from face_future.metrics import compare
 
-    theirs, its, second = get_scores(other, labels, split, sys.stderr.isatty())
+    theirs, its, second = get_scores(other, labels, split, is_watched())
     both = (table.score.notna() & theirs.score.notna()).to_numpy()
     first = table[both]
     thresholds = (threshold, its)
@@ -153,10 +161,11 @@ def check_given(weights: str | None, scores: Path | None):
 # %% ../nbs/parts/cli_measure.ipynb #c10d-tomeasure
 def labels_to_measure(labels_file, root, out: str | Path, against, split: str):  # a `Labels`
     "The labels, if the report can be written and the second detector can be read."
-    from face_future.files import check_writable
+    from face_future.files import check_apart, check_writable
     from face_future.labels import Labels
 
     labels = Labels.load(labels_file, root)
+    check_apart(labels.files, out, ['report.png'])
     check_writable(out, ['scores.csv', 'report.csv', 'coverage.csv', 'report.png'])
     if against:
         check_against(against, labels, split)
@@ -167,7 +176,7 @@ def scored(source, labels, split: str, threshold: float | None) -> tuple:  # tab
     "The scores of weights or of a table, with the threshold that is given, or else their own."
     from face_future.evaluate import get_scores
 
-    table, own, name = get_scores(source, labels, split, sys.stderr.isatty())
+    table, own, name = get_scores(source, labels, split, is_watched())
     return table, own if threshold is None else threshold, name
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-writereport
@@ -254,7 +263,7 @@ def left_out(
 
     labels = Labels.load(labels_file, root)
     check_file_writable(out)
-    scores = [left_out_scores(run, labels, views, sys.stderr.isatty()) for run in runs]
+    scores = [left_out_scores(run, labels, views, is_watched()) for run in runs]
     table = write_left_out(pd.concat(scores, ignore_index=True), out)
     show_left_out(table)
     means = table.groupby('left_out').auroc.mean()
@@ -333,7 +342,7 @@ def write_maps(
     from face_future.heatmaps import turning_point
     from face_future.tsne import see
 
-    seen = see(predictor, labels, n, split, seed, progress=sys.stderr.isatty())
+    seen = see(predictor, labels, n, split, seed, progress=is_watched())
     zero = turning_point(predictor.settings)
     show_map_figures(write_map(seen, out, perplexities, seed, zero))
     typer.echo(f'{seen.summary()}. Wrote {out / "tsne.png"} and {out / "tsne.html"}')
@@ -357,12 +366,13 @@ def tsne(
 
     Writes tsne.png, tsne.html, mistakes, and figures that keep the maps honest.
     """
-    from face_future.files import check_writable
+    from face_future.files import check_apart, check_writable
     from face_future.labels import Labels
     from face_future.tta_inference import Predictor
 
     perplexities = numbers(perplexity)
     labels = Labels.load(labels_file, root)
+    check_apart(labels.files, out, ['tsne.png', 'mistakes.png'])
     check_writable(out)
     predictor = Predictor(weights, whole_image=whole_image)
     write_maps(predictor, labels, out, perplexities, n, split, seed)

@@ -13,7 +13,6 @@ __all__ = ['PHOTOGRAPH_NOTE', 'Pictures', 'Predictions', 'MaxFaces', 'Recursive'
 # %% ../nbs/parts/cli_predict.ipynb #c10c-imports
 import os
 import socket
-import sys
 import time
 from contextlib import suppress
 from importlib.util import find_spec
@@ -24,7 +23,16 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.table import Table
 
-from .cli_base import Backend, Root, Weights, WholeImage, add_options, command, console
+from face_future.cli_base import (
+    Backend,
+    Root,
+    Weights,
+    WholeImage,
+    add_options,
+    command,
+    console,
+    is_watched,
+)
 from .files import printable
 from .settings import Settings
 
@@ -94,7 +102,7 @@ def predict_resumably(
 
     if earlier := len(Journal(out, predictor).rows(files)):
         typer.echo(f'{earlier} images were predicted before this was stopped. Going on.')
-    progress = sys.stderr.isatty()
+    progress = is_watched()
     try:
         return predict_folder(predictor, folder, out, bs, progress=progress, recursive=recursive)
     except KeyboardInterrupt:
@@ -177,7 +185,7 @@ def predict_batch(source: str, out: Path, **given):
     "Predict a source with Ray, say what there is now, and end with status 1 if there are errors."
     from face_future.batch import predict_on_ray
 
-    found = predict_on_ray(source, out, progress=sys.stderr.isatty(), say=typer.echo, **given)
+    found = predict_on_ray(source, out, progress=is_watched(), say=typer.echo, **given)
     typer.echo(batch_line(found, out))
     if found['errors']:
         raise typer.Exit(1)
@@ -203,10 +211,11 @@ def show_results(rows, errors, out: str | Path):
 # %% ../nbs/parts/cli_predict.ipynb #c10c-predicthere
 def predict_here(folder: str, out: Path, recursive: bool = False, bs: int | None = None, **given):
     "Predict a folder on this machine, and say what was found. `given` is for the `Predictor`."
-    from face_future.files import check_writable, list_pictures
+    from face_future.files import check_apart, check_writable, list_pictures
     from face_future.submission import RESULTS, folder_images
 
     files = folder_images(folder, recursive)
+    check_apart(files, out, RESULTS)
     check_writable(out, RESULTS)
     if passed_over := list_pictures(folder, recursive).summary():
         typer.echo(f'passed over: {passed_over}')
@@ -284,12 +293,14 @@ def paint_pictures(predictor, source, out: str | Path):
 # %% ../nbs/parts/cli_predict.ipynb #c10c-painted
 def check_maps(predictor, labels_file, out: str | Path, n: int, root=None):
     "Paint held-out images in a grid, and check the maps by deletion."
+    from face_future.files import check_apart
     from face_future.heatmaps import write_check
     from face_future.labels import Labels
     from face_future.tsne import see
 
     labels = Labels.load(labels_file, root)
-    seen = see(predictor, labels, n, progress=sys.stderr.isatty())
+    check_apart(labels.files, out, ['grid.png'])
+    seen = see(predictor, labels, n, progress=is_watched())
     table = Table('filled by', 'logit', 'mean (95 %)')
     for r in write_check(predictor, seen, out):
         table.add_row(r['fill'], r['what'], f'{r["mean"]:+.3f} ({r["lo"]:+.3f} to {r["hi"]:+.3f})')

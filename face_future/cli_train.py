@@ -20,7 +20,15 @@ from typing import Annotated, Literal, Optional
 import typer
 from rich.table import Table
 
-from .cli_base import FakeMeans, LabelsFile, Root, add_options, command, console
+from face_future.cli_base import (
+    FakeMeans,
+    LabelsFile,
+    Root,
+    add_options,
+    command,
+    console,
+    is_watched,
+)
 from .files import short
 from .recipe import Recipe, meanings
 
@@ -379,7 +387,7 @@ def train(
     from face_future.train import train as run
 
     recipe = Recipe(**recipe_fields(given, whole_image))
-    watched = sys.stdout.isatty() and sys.stderr.isatty()
+    watched = is_watched(sys.stdout)
     more = dict(figures_from=figures_from, about=about, progress=watched)
     more['cbs'] = [] if watched else [EpochLines()]
     file = run(Labels.load(labels_file, root), recipe, out, **more)
@@ -475,7 +483,7 @@ def pack(weights: RunWeights, out: PackedFile, views: Views = 'flip', root: Root
     labels = Labels.load(labels_file, root) if labels_file else None
     if given.get('photo_sources'):
         given['photo_sources'] = given['photo_sources'].split(',')
-    settings, gap = run(weights, out, views, labels, progress=sys.stderr.isatty(), **given)
+    settings, gap = run(weights, out, views, labels, progress=is_watched(), **given)
     typer.echo(f'{out}: {out.stat().st_size / 1e6:.1f} MB, logits within {gap:.4f}')
     if labels:
         say_figures(settings)

@@ -39,11 +39,11 @@ def describe(
         return dict(error='missing', **unread)
     try:
         rgb = read_rgb(file)
+        return _facts(rgb) | more(file, rgb)
     except ImageError as e:
         return dict(error=f'unreadable: {e.code}', **unread)
-    except OSError as e:
+    except (OSError, MemoryError) as e:
         return dict(error=f'unreadable: {type(e).__name__}', **unread)
-    return _facts(rgb) | more(file, rgb)
 
 # %% ../nbs/parts/duplicates.ipynb #grp-scan
 def scan(files: list, more=_no_more) -> pd.DataFrame:

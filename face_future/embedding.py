@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from tqdm import tqdm
 
-from .data import ImageError, read_rgb
+from .data import UNUSABLE, read_rgb
 from .labels import LabelError, Labels, draw_evenly
 from .metrics import mean_interval
 
@@ -66,7 +66,7 @@ def _crops(predictor, file: Path) -> list | None:
     "The crops of a picture, as the predictor takes them, or None if it can't be read."
     try:
         return predictor.detect(read_rgb(file))
-    except (ImageError, OSError):
+    except UNUSABLE:
         return None
 
 # %% ../nbs/parts/embedding.ipynb #x05-outputs
@@ -75,7 +75,7 @@ def _outputs(predictor, pictures: list) -> tuple:  # table, features, crops, map
     p = predictor.predict(pictures)
     d = p.deciding
     inputs = [crop[0] for crops in pictures for crop in crops]
-    output = dict(verdict=p.verdict[d], p_fake=p.p_fake[d], confidence=p.confidence[d])
+    output = dict(verdict=p.picture_verdict, p_fake=p.p_fake[d], confidence=p.confidence[d])
     crops = np.stack([predictor.preprocess.undo(inputs[i]) for i in d])
     cam = None if p.cam is None else p.cam[d]
     return pd.DataFrame(dict(**output, issue=p.quality_issue[d])), p.features[d], crops, cam

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from .data import ImageError, face_crop_box, halved, read_rgb
+from .data import UNUSABLE, face_crop_box, halved, read_rgb
 from .files import cache_folder, file_key
 from .jpeg import memory_for
 
@@ -409,7 +409,7 @@ def _faces_in(finder, file):
     "The faces in a file, or None where it can't be read."
     try:
         return finder(read_rgb(file))
-    except (ImageError, OSError):
+    except UNUSABLE:
         return None
 
 # %% ../nbs/parts/faces.ipynb #f01-searchall

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .data import ImageError, Preprocess, read_rgb
+from .data import ImageError, Preprocess, is_no_memory, read_rgb
 from .faces import DETECTOR, FaceFinder, quality_issue
 from .files import printable, short
 from .model_config import WeightsError, calibrated, threshold_for
@@ -312,9 +312,16 @@ def picture_rows(
     return rows
 
 # %% ../nbs/parts/prediction.ipynb #p04a-error
+def _why(e: Exception) -> str:
+    "What went wrong with a file, in a few words."
+    if is_no_memory(e):
+        return 'does not fit into memory. Make it smaller'
+    return short(getattr(e, 'strerror', None) or getattr(e, 'err', None) or type(e).__name__)
+
+
 def error_row(file: Path, e: Exception) -> dict:  # file, error
     "What was wrong with a file, in a sentence."
-    sentence = f'{printable(file.name)}: {getattr(e, "strerror", None) or type(e).__name__}.'
+    sentence = f'{printable(file.name)}: {_why(e)}.'
     if isinstance(e, ImageError):
         sentence = str(e)
     elif file.is_symlink() and not file.exists():

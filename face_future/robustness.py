@@ -88,13 +88,13 @@ CORRUPTIONS = {  # name: function of picture and strength, strengths
 
 # %% ../nbs/parts/robustness.ipynb #r07c-predict
 def _predict(predictor, files, corrupt, level):
-    "p_fake and verdict of the deciding face of each corrupted file, in batches of 16."
+    "p_fake of the deciding face and verdict of each corrupted file, in batches of 16."
     outputs = [
         predictor([corrupt(read_rgb(f), level) for f in files[i : i + 16]])
         for i in range(0, len(files), 16)
     ]
     p = np.concatenate([o.p_fake[o.deciding] for o in outputs])
-    return p, np.concatenate([o.verdict[o.deciding] for o in outputs])
+    return p, np.concatenate([o.picture_verdict for o in outputs])
 
 # %% ../nbs/parts/robustness.ipynb #r07c-outputs
 def _figures(fake, p, verdict):

@@ -8,7 +8,7 @@ __all__ = ['predict_files']
 # %% ../nbs/parts/streams.ipynb #st-imports
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .backends import cpu_threads
-from .data import ImageError, read_rgb
+from .data import UNUSABLE, read_rgb
 from .evidence import file_evidence
 from .prediction import error_row, picture_rows
 from .submission import indexed
@@ -29,7 +29,7 @@ def _read_crops(predictor, files, read=read_rgb) -> tuple:  # crops of each file
     for file in files:
         try:
             crops[file] = predictor.detect(read(file))
-        except (ImageError, OSError, MemoryError) as e:
+        except UNUSABLE as e:
             errors.append(error_row(file, e))
     return crops, errors
 
@@ -62,17 +62,24 @@ def _in_order(
 ):  # yields what `work` gives, in the order of `batches`
     "Work on batches in parallel. Stopped, it drops what waits and keeps what is at work."
     waiting = deque()
+
+    def first():
+        done = waiting[0].result()  # if this is interrupted, it still waits
+        waiting.popleft()
+        return done
+
     try:
         for batch in batches:
             waiting.append(pool.submit(work, batch))
             if len(waiting) > most:
-                yield waiting.popleft().result()
+                yield first()
         while waiting:
-            yield waiting.popleft().result()
+            yield first()
     except BaseException:
-        pool.shutdown(cancel_futures=True)
-        ended = [w.result()[0] for w in waiting if not w.cancelled() and w.exception() is None]
-        keep(sum(ended, []))
+        pool.shutdown(wait=False, cancel_futures=True)
+        for w in as_completed([w for w in waiting if not w.cancelled()]):
+            if w.exception() is None:
+                keep(w.result()[0])
         raise
 
 # %% ../nbs/parts/streams.ipynb #st-results

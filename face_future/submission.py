@@ -111,8 +111,17 @@ def _entry(line):
     "A line of the journal, or None if a kill left only half of it."
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def _key_and_row(line) -> tuple:
+    "The key and row in a line of the journal, or a key that no file has if it is none of ours."
+    match _entry(line):
+        case [str(key), {'path': str(), 'faces': list(), **rest} as row]:
+            if {*VERDICT_COLUMNS, 'faces_left_out'} <= rest.keys():
+                return key, row
+    return '', {}
 
 # %% ../nbs/parts/submission.ipynb #p04b-note
 def journal_note(predictor) -> dict:
@@ -137,8 +146,9 @@ def _read_journal(file, note, files):
         return None
     if _entry(first) != note:
         return None
-    known = dict(e for e in map(_entry, lines) if isinstance(e, list))
-    return {f: known[k] for f in files if (k := file_key(f)) in known}
+    known = dict(map(_key_and_row, lines)) | {'': {}}
+    rows = {f: known.get(file_key(f)) for f in files}
+    return {f: row for f, row in rows.items() if row}
 
 # %% ../nbs/parts/submission.ipynb #p04b-stopped
 def _stopped(journal: Path, e: OSError) -> OSError:
@@ -151,7 +161,8 @@ def _stopped(journal: Path, e: OSError) -> OSError:
 # %% ../nbs/parts/submission.ipynb #p04b-append
 def _append(journal: Path, rows):
     "Add rows to a journal, a line a picture."
-    lines = [json.dumps([file_key(row['path']), row]) + '\n' for row in rows]
+    keyed = [(file_key(row['path']), row) for row in rows]
+    lines = [json.dumps(entry) + '\n' for entry in keyed if entry[0]]  # or else it is gone by now
     try:
         with journal.open('a', encoding='utf-8') as f:
             f.write('\n' + ''.join(lines))  # a kill may have left half a line

@@ -6,6 +6,7 @@
 __all__ = ['toy_scene', 'toy_image', 'make_toy', 'heard']
 
 # %% ../nbs/parts/toy.ipynb #toy-imports
+import io
 import os
 import tempfile
 from contextlib import contextmanager, redirect_stderr
@@ -65,13 +66,19 @@ def toy_image(
 
 # %% ../nbs/parts/toy.ipynb #toy-make
 def make_toy(dest: str | Path, n: int = 60, size: int = 64, seed: int = 0) -> Path:
-    "Write `dest/real/*.png` and `dest/fake/*.png`, n/2 pictures of size×size each."
+    """Write `dest/real/*.png` and `dest/fake/*.png`, n/2 pictures of size×size each.
+
+    Raises a `ValueError` rather than write over another picture."""
     dest = Path(dest)
     for k, c in enumerate(('real', 'fake')):
         (dest / c).mkdir(parents=True, exist_ok=True)
         for i in range(1, n // 2 + 1):
             x = toy_image(np.random.default_rng([seed, i, k]), size, fake=c == 'fake')
-            Image.fromarray(x).save(dest / c / f'{i}.png')
+            Image.fromarray(x).save(png := io.BytesIO(), 'PNG')
+            file = dest / c / f'{i}.png'
+            if file.exists() and file.read_bytes() != png.getvalue():
+                raise ValueError(f'{file} is another picture. Choose another folder.')
+            file.write_bytes(png.getvalue())
     return dest
 
 # %% ../nbs/parts/toy.ipynb #toy-heard

@@ -18,7 +18,7 @@ from PIL import Image
 from .backends import Reopened, make_backend
 from .evidence import file_evidence
 from .faces import FaceFinder
-from .files import check_writable
+from .files import check_apart, check_writable
 from .model_config import complete, find_weights, read_settings
 from face_future.prediction import (
     DOUBTS,
@@ -162,6 +162,7 @@ def predict_folder(
 ) -> tuple:  # rows, errors
     "Predict a folder and write the files, or go on where it was stopped."
     files = folder_images(folder, recursive)
+    check_apart(files, out, RESULTS)
     check_writable(out, RESULTS)
     journal = Journal(out, predictor)
     root = folder if recursive else None

@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 
 from .credentials import load_library
+from .data import is_no_memory
 from .evidence import as_dicts, evidence, headline
 from .frames import preview_if
 from .guard import Problem
@@ -152,10 +153,8 @@ def answer(order: dict, data: bytes, detect) -> tuple:  # (fields, bytes, or a v
             fields, crops = prepare(data, detect, **limits)
     except Problem as e:
         return dict(problem=e.code), b''
-    except MemoryError:
-        return dict(problem='too_large'), b''
-    except Exception:
-        return dict(problem='truncated'), b''
+    except Exception as e:
+        return dict(problem='too_large' if is_no_memory(e) else 'truncated'), b''
     if crops is None:
         return fields, b''
     crops = np.ascontiguousarray(crops, np.float32)
