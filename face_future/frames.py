@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .animations import COMPOSED, compose, cut, gif_images, layers, pixels_needed
-from .data import FORMATS, ImageError, read_rgb
+from .data import FORMATS, ImageError, is_no_memory, read_rgb
 from .reading import split_notes, to_rgb, turn, upright_by_xmp
 
 # %% ../nbs/parts/frames.ipynb #fr-gif
@@ -114,9 +114,9 @@ def read_frame(
         return read_rgb(data, max_pixels, formats)
     try:
         return _read_later_frame(data, frame, max_pixels, formats)
-    except (ImageError, MemoryError):
-        raise
     except Exception as e:  # a decoder may raise anything, and does
+        if isinstance(e, ImageError) or is_no_memory(e):
+            raise
         message = f'this upload: frame {frame} is damaged or cut off ({type(e).__name__}).'
         raise ImageError('truncated', message) from None
 

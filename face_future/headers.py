@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .animations import COMPOSED
-from .data import FORMATS, ImageError
+from .data import FORMATS, ImageError, is_no_memory
 from .frames import count_frames, read_frame
 from .guard import Problem
 from .pieces import pieces_problem
@@ -155,9 +155,9 @@ def decode(
         raise
     except ImageError as e:
         raise refusal(e.code if e.code in REFUSED else 'truncated', max_pixels) from None
-    except MemoryError:
-        raise refusal('too_large', max_pixels) from None
     except Exception as e:
+        if is_no_memory(e):
+            raise refusal('too_large', max_pixels) from None
         log.warning('a decoder failed: %s', type(e).__name__)
         raise refusal('truncated', max_pixels) from None
     digest = hashlib.sha256(data).hexdigest()
