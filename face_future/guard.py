@@ -339,9 +339,9 @@ class _InMemory(MultiPartParser):
     spool_max_size = 0  # to SpooledTemporaryFile, 0 is "never on disk"
 
 # %% ../nbs/parts/guard.ipynb #g06-badform
-WHY_NOT_A_FORM = {  # how Starlette's message begins -> ours
+WHY_NOT_A_FORM = {  # words of Starlette's message -> ours
     'Too many fields': 'The form has more than 20 fields that are no files. Leave them out.',
-    'Part exceeded': (
+    'exceeded maximum size': (
         'A field of the form that is no file holds more than 10 kB. '
         'If it is the picture, send it with a file name, as curl -F file=@face.jpg does.'
     ),
@@ -352,7 +352,7 @@ WHY_NOT_A_FORM = {  # how Starlette's message begins -> ours
 
 
 def bad_form(why: str = '') -> Problem:  # `why` in Starlette's words
-    known = [ours for begins, ours in WHY_NOT_A_FORM.items() if why.startswith(begins)]
+    known = [ours for words, ours in WHY_NOT_A_FORM.items() if words in why]
     damaged = 'The form is damaged or not complete. Send it again.'
     return Problem(400, 'bad_form', known[0] if known else damaged)
 
@@ -371,7 +371,7 @@ async def _parse(request, most):
         return await _InMemory(headers, request.stream(), **limits).parse()
     except MultiPartException as e:
         if not e.message.startswith('Too many files'):
-            raise bad_form(e.message.replace('Field exceeded', 'Part exceeded')) from None
+            raise bad_form(e.message) from None
         message = f'More than {most} file{"s" * (most > 1)} in one request. Send fewer.'
         raise Problem(413, 'too_many_files', message) from None
     except (UnicodeError, LookupError):
