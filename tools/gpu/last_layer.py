@@ -147,11 +147,12 @@ def opinions(x, source, fake, fold, components: int = 192) -> np.ndarray:
     return said
 
 
-def what_to_say(said, fake, by_label) -> np.ndarray:
-    """The opinion where it is right, 0 where it is wrong, and 1 or -1 where the label teaches.
+def what_to_say(said, fake, is_silent, by_label) -> np.ndarray:
+    """The opinion where it is right, and 0 where it is wrong or the machine is to be silent.
 
-    `said`, `fake`, `by_label`: N each."""
+    Where the label teaches, 1 or -1. `said`, `fake`, `is_silent`, `by_label`: N each."""
     right = np.where(fake, np.maximum(said, 0), np.minimum(said, 0))
+    right = np.where(is_silent, 0.0, right)
     return np.where(by_label, np.where(fake, 1.0, -1.0), right)
 
 
@@ -210,9 +211,10 @@ def main(args=None):
 
     source, fake, fold = crops.source[rows], crops.fake[rows], crops.folds(FOLDS)[rows]
     by_label = np.isin(source, a.by_label)
+    is_silent = np.isin(source, teacher['no_opinions_of'])
     said = opinions(seen.read('clip'), source, fake, fold)
     weight = source_weights(source, fake) * np.where(by_label, KNOWN_WEIGHT, 1)
-    w, b = ridge(seen.read('pooled'), what_to_say(said, fake, by_label), weight)
+    w, b = ridge(seen.read('pooled'), what_to_say(said, fake, is_silent, by_label), weight)
     add_to_last_layer(net, w, b, a.share)
     about |= dict(script='last_layer.py', share=a.share, by_label=a.by_label, ridge=RIDGE)
     before = weights.settings_of(a.init).get('recipe', {})
