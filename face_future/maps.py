@@ -27,7 +27,8 @@ def _by_confidence(ax, xy: np.ndarray, table: pd.DataFrame) -> None:
         some = (table.truth == word).to_numpy()
         shade = dict(c=table.confidence[some], cmap='cividis', vmin=0.5, vmax=1)
         dots = ax.scatter(*xy[some].T, marker=mark, **shade, **DOTS)
-    plt.colorbar(dots, ax=ax, label='confidence', fraction=0.04, pad=0.02)
+    bar = plt.colorbar(dots, ax=ax, label='confidence', fraction=0.04, pad=0.02)
+    bar.solids.set(alpha=1)  # see-through colours overlap at their edges, and show as bands
 
 # %% ../nbs/parts/maps.ipynb #x05p-value
 def _by_value(ax, xy: np.ndarray, table: pd.DataFrame, by: str) -> None:

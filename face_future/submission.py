@@ -233,7 +233,7 @@ def _type_problems(rows, wanted: set) -> list:
     "Indices of a wrong type, in a sentence."
     odd = [row['index'] for row in rows if not _is_index(row['index'])]
     if odd:
-        return [f'{len(odd)} indices are neither whole numbers nor names: {short(odd[0], 40)}']
+        return [f'indices neither whole numbers nor names ({len(odd)}): {short(odd[0], 40)}']
     texts = {row['index'] for row in rows if isinstance(row['index'], str)}
     if wanted & set(map(_number, texts)):
         return ['indices are text ("1"), and must be numbers (1) where a name is all digits']
@@ -248,7 +248,7 @@ def _index_problems(rows, wanted: set) -> list:
         ('images without a row', wanted - found.keys()),
         ('rows without an image', found.keys() - wanted),
     )
-    return [f'{len(which)} {what}: {_some(which)}' for what, which in problems if which]
+    return [f'{what} ({len(which)}): {_some(which)}' for what, which in problems if which]
 
 # %% ../nbs/parts/submission.ipynb #p04b-valueproblems
 def _value_problems(rows) -> list:
@@ -260,7 +260,7 @@ def _value_problems(rows) -> list:
     if not all(type(c) in (int, float) and 0 <= c <= 1 for c in sure):
         out.append('confidences outside 0 to 1')
     if sure and len(sure) < len(rows):
-        out.append(f'{len(rows) - len(sure)} rows without a confidence, which others have')
+        out.append(f'rows without a confidence, which others have ({len(rows) - len(sure)})')
     return out
 
 # %% ../nbs/parts/submission.ipynb #p04b-rowproblems
