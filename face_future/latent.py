@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from .augment import face_mask
+from .blends import face_mask
 from .data import ImageError, face_crop_box, read_rgb
 from .faces import Face, cache_file
 from .files import atomic_write

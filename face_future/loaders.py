@@ -19,16 +19,12 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 
-from face_future.augment import (
-    FaceSet,
-    ImageSet,
-    augmentations,
-    balanced_sample,
-    face_augmentations,
-)
+from .augment import augmentations, face_augmentations
 from .data import Preprocess
+from .datasets import FaceSet, ImageSet
 from .devices import devices, in_shares, share_of
 from .labels import draw_evenly
+from .sampling import balanced_sample
 
 # %% ../nbs/parts/loaders.ipynb #ldr-set
 def get_set(
@@ -42,7 +38,7 @@ def get_set(
 
 # %% ../nbs/parts/loaders.ipynb #ldr-balanced
 class BalancedLoader(DataLoader):
-    "Training images in the order of parts/augment's `balanced_sample`."
+    "Training images in the order of parts/sampling's `balanced_sample`."
 
     def __init__(self, dataset, rows: pd.DataFrame, recipe, blends: float, **kwargs):
         super().__init__(dataset, bs=share_of(recipe.bs), num_workers=recipe.workers, **kwargs)

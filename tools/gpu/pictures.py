@@ -1,7 +1,7 @@
 """From the crop of a face to what the network is trained on: cut, corrupted, blended with itself.
 
 All pictures are H × W × 3 uint8 RGB, and `rng` is a `random.Random`: one seed gives one picture.
-The masks are those of face_future.augment, which can't be imported here: it needs albumentations
+The masks are those of face_future.blends, which can't be imported here: it needs albumentations
 and pandas. nbs/checks/gpu_training.ipynb asserts that the two give the same mask.
 """
 
