@@ -33,7 +33,7 @@ from face_future.cli_base import (
 # %% ../nbs/parts/cli_measure.ipynb #c10d-showreport
 def show_report(report):
     "Print a report, a column a pair of sources, each figure with its interval, where it has one."
-    from face_future.metrics import format_intervals
+    from face_future.intervals import format_intervals
 
     shown = Table('', *report.pair.unique())
     for metric, rows in report.groupby('metric', sort=False):
@@ -82,9 +82,9 @@ def compare_with(
     split: str,
 ) -> str:  # the sentence
     "Compare a table of scores with a second detector's, on the images that both have scored."
+    from face_future.comparisons import compare
     from face_future.evaluate import get_scores
     from face_future.files import atomic_write
-    from face_future.metrics import compare
 
     theirs, its, second = get_scores(other, labels, split, is_watched())
     both = (table.score.notna() & theirs.score.notna()).to_numpy()

@@ -20,8 +20,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from tqdm import tqdm
 
 from .data import UNUSABLE, read_rgb
+from .intervals import mean_interval
 from .labels import LabelError, Labels, draw_evenly
-from .metrics import mean_interval
 
 # %% ../nbs/parts/embedding.ipynb #t05-pick
 def sample_rows(

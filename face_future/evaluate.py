@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from .calibrate import draw_reliability
+from .comparisons import pairs, report
 from .files import atomic_write, to_csv
 from .labels import Labels
 from .left_out import left_out_scores, write_left_out  # noqa: F401 (for callers)
-from .metrics import auroc, curve, pairs, report
+from .metrics import auroc, curve
 from .plots import COLOURS, GREY, PALETTE, save_figure
 from .score_table import read_scores
 from .scores import score_images

@@ -259,7 +259,7 @@ def deletion_summary(
     # speaks for the verdict, below it the coldest
 ) -> list:  # dicts: what, n, mean, lo, hi
     "Means and paired differences, with 95 % intervals (bootstrap over groups)."
-    from face_future.metrics import mean_interval
+    from face_future.intervals import mean_interval
 
     return [
         dict(what=k, n=len(v), **dict(zip(('mean', 'lo', 'hi'), mean_interval(v, group))))

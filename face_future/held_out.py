@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 
 from .calibrate import fit_temperature
+from .comparisons import evaluation
 from .files import atomic_write, printable, to_csv
-from .metrics import evaluation
 from .model import load_weights, save_weights
 
 # %% ../nbs/parts/held_out.ipynb #t03-heldout

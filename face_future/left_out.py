@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from .files import atomic_write, short, to_csv
+from .intervals import auroc_interval
 from .labels import Labels, left_out, read_csv
-from .metrics import auroc_interval
 from .renamed import SCORES
 from .scores import score_images
 from .tta_inference import DOUBTS, Predictor

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from .calibrate import choose_thresholds
+from .comparisons import evaluation
 from .files import read_json, short
 from .labels import Labels
 from .left_out import read_left_out
-from .metrics import evaluation
 from .model import save_weights
 from .model_config import calibrated
 from .scores import score_images
+from .thresholds import choose_thresholds
 from .tta_inference import DOUBTS, Predictor
 
 # %% ../nbs/parts/pack.ipynb #k07e-half

@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike
 from onnx import helper
 
 from .backends import BackendMissing, Onnx, OpenVino
+from .comparisons import auroc_change
 from .data import read_rgb
 from .files import atomic_write
 from .labels import LabelError, Labels
-from .metrics import auroc_change
 from .model_config import calibrated, onnx_notes, read_settings
 from .tta_inference import Predictor
 

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .comparisons import pairs
 from .data import read_rgb
 from .files import atomic_write, to_csv
-from .metrics import auroc_interval, pairs, wilson
+from .intervals import auroc_interval, wilson
 from .plots import save_figure
 from .tta_inference import Predictor
 

@@ -20,8 +20,8 @@ from PIL import Image
 from .data import FORMATS
 from .duplicates import scan
 from .files import sha256
+from .intervals import auroc_interval
 from .labels import CLASSES, LabelError, Labels
-from .metrics import auroc_interval
 from .plots import COLOURS
 
 # %% ../nbs/parts/shortcuts.ipynb #aud-spectrum

@@ -17,8 +17,8 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
 from .embedding import Seen, see, separation
+from .intervals import mean_interval
 from .maps import draw, scatter
-from .metrics import mean_interval
 from .plots import colours, save_figure
 
 _all_ = [Seen, mean_interval, see, separation, draw, save_figure, scatter]  # offered here too

@@ -196,7 +196,8 @@ def compare_views(
     rounds: int = 2000,  # of the bootstrap
 ) -> list:  # of dicts: views, n, and accuracy, AUROC, gain in accuracy with 95 % intervals
     "Accuracy (Wilson), AUROC (DeLong) and paired gain (bootstrap over images) of sets of views."
-    from face_future.metrics import accuracy_gain, score
+    from face_future.comparisons import accuracy_gain
+    from face_future.intervals import score
 
     y = np.asarray(is_fake, bool)
     logits = _view_logits(predictor, files)
