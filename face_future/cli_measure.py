@@ -507,8 +507,8 @@ def bench(
 
     The share of the processor's peak arithmetic is given too.
     """
+    from face_future.bench import run_bench
     from face_future.files import check_file_writable
-    from face_future.speed import run_bench
     from face_future.submission import folder_images
 
     check_file_writable(out)
