@@ -7,7 +7,7 @@ nbs/checks/house_rules.ipynb compares the two.
 import re
 
 from checksums import ROOT, short
-from face_future.card import has_interval, over_sources
+from face_future.card import has_interval
 from face_future.model_config import read_settings
 
 BLOCK = re.compile(r'(<!-- results: .*? -->\n).*?(<!-- end of results -->)', re.S)
@@ -89,13 +89,14 @@ def note(settings):
     "Which weights, and how they decide, in a sentence each."
     guarantee = settings['guarantee']
     mean = guarantee.get('miss_over') == 'mean'
-    over = ', on average over their sources' if mean else ''
-    sources = over_sources(guarantee).partition(' of photographs')[0]  # named in the model card
+    over = ', on average over their kinds' if mean else ''
+    n = len(guarantee['photo_sources'])  # named in the model card
     return (
         f'Weights `faces {settings["checksum"]}`: `fake` from a `p_fake` of '
-        f'{settings["threshold"]:.3f} (at most {percent(guarantee["max_fpr"], 0)} of '
-        f'photographs like these, {sources}), `real` below {settings["lower_threshold"]:.3f} '
-        f'(at most {percent(guarantee["max_miss"], 0)} of such fakes{over}), and `unsure` between.'
+        f'{settings["threshold"]:.3f} (at most {percent(guarantee["max_fpr"], 0)} of the '
+        f'photographs in each of the {n} largest sources), `real` below '
+        f'{settings["lower_threshold"]:.3f} (at most {percent(guarantee["max_miss"], 0)} of these '
+        f'fakes{over}), `unsure` between.'
     )
 
 
