@@ -135,7 +135,7 @@ def _name(corruption, level):
 
 
 def _short(value):
-    return f'{value:.2f}'.lstrip('0') if value < 1 else '1'
+    return f'{value:.2f}'.lstrip('0')
 
 # %% ../nbs/parts/robustness.ipynb #r07c-drawfn
 def draw_matrix(table: pd.DataFrame, metric: str = 'auroc', ax=None):  # -> matplotlib's axes
@@ -148,9 +148,9 @@ def draw_matrix(table: pd.DataFrame, metric: str = 'auroc', ax=None):  # -> matp
     v = t.value.to_numpy().reshape(len(rows), len(columns))
     size = (1.5 + 1.1 * len(columns), 0.6 + 0.24 * len(rows))
     ax = ax or plt.subplots(figsize=size, dpi=65)[1]
-    ax.imshow(v, cmap='cividis', aspect='auto', vmin=0.5 if metric == 'auroc' else 0, vmax=1)
+    ax.imshow(v, cmap='cividis', aspect='auto', vmin=0, vmax=1)
     for (i, j), value in np.ndenumerate(v):
-        colour = 'k' if value > 0.75 else 'w'
+        colour = 'k' if value > 0.5 else 'w'
         ax.text(j, i, _short(value), ha='center', va='center', fontsize=7, color=colour)
     ax.set_xticks(range(len(columns)), columns, fontsize=7, rotation=30, ha='right')
     ax.set_yticks(range(len(rows)), rows, fontsize=7)
