@@ -43,13 +43,13 @@ def _by_value(ax, xy: np.ndarray, table: pd.DataFrame, by: str) -> None:
 
 # %% ../nbs/parts/maps.ipynb #t05-scatter
 def scatter(ax, xy: np.ndarray, table: pd.DataFrame, by: str = 'truth', legend: bool = True):
-    "One map (N × 2), coloured by a column of `Seen.table`. Crosses are mistakes."
+    "One map (N × 2), coloured by a column of `Seen.table`. Crosses are wrong verdicts."
     if by == 'confidence':
         _by_confidence(ax, xy, table)
     else:
         _by_value(ax, xy, table, by)
     wrong = table.mistake.to_numpy()
-    ax.scatter(*xy[wrong].T, marker='x', c='black', s=14, lw=0.7, label='mistake')
+    ax.scatter(*xy[wrong].T, marker='x', c='black', s=14, lw=0.7, label='wrong verdict')
     ax.set_xticks([])
     ax.set_yticks([])
     if legend and by != 'confidence':
