@@ -21,18 +21,22 @@ def _bad_json(why: str) -> Problem:
     return Problem(400, 'bad_json', f'{why}. See /docs for the form of the JSON.')
 
 # %% ../nbs/parts/bodies.ipynb #bo-picturefn
-BASE64 = (string.ascii_letters + string.digits + '+/=').encode() + b'\n\r\t '  # with line breaks
+BASE64 = (string.ascii_letters + string.digits + '+/').encode()
+_FOR_ADDRESSES = bytes.maketrans(b'-_', b'+/')  # what base64url writes instead
 
 
 def _from_base64(text: str) -> bytes:
-    "The bytes behind base64 or a data URL. Raises a `ValueError` for other characters in it."
-    coded = re.sub(r'^data:[^,]{0,100},', '', text).encode('ascii')
+    "The bytes behind base64 (or base64url) or a data URL. Raises a `ValueError` for anything else."
+    coded = re.sub(r'^\s*data:[^,]{0,100},', '', text, flags=re.I).encode('ascii')
+    coded = coded.translate(_FOR_ADDRESSES, b'\n\r\t ').rstrip(b'=')
     if coded.translate(None, BASE64):
         raise ValueError('not in base64')
-    return binascii.a2b_base64(coded)
+    return binascii.a2b_base64(coded + b'=' * (-len(coded) % 4))
 
 
-def _picture(value) -> tuple:  # (name, bytes)
+def _picture(
+    value, many: bool = False
+) -> tuple:  # (name, bytes), or one of `many` with a `Problem`
     "A picture in JSON: base64, a data URL, or an object of name and data."
     name, text = '', value
     if isinstance(value, dict):
@@ -43,7 +47,10 @@ def _picture(value) -> tuple:  # (name, bytes)
     try:
         return name, _from_base64(text)
     except ValueError:
-        raise _bad_json('A picture is not in base64') from None
+        problem = _bad_json('A picture is not in base64')
+    if not many:
+        raise problem
+    return name, problem
 
 # %% ../nbs/parts/bodies.ipynb #bo-structure
 def _check_structure(body: bytes, most: int):
@@ -53,7 +60,7 @@ def _check_structure(body: bytes, most: int):
 
 # %% ../nbs/parts/bodies.ipynb #bo-decode
 def pictures_in(body: bytes, field: str, most: int, many: bool) -> list:  # of (name, bytes)
-    "The pictures in a JSON body: the one in `field`, or with `many` the list of them."
+    "The pictures in a JSON body: the one in `field`, or with `many` those (or a `Problem`) there."
     _check_structure(body, most)
     try:
         values = json.loads(body)[field]
@@ -69,7 +76,7 @@ def pictures_in(body: bytes, field: str, most: int, many: bool) -> list:  # of (
         raise Problem(413, 'too_many_files', message)
     if not values:
         raise Problem(422, 'no_file', f'There is no picture in the field "{field}".')
-    return [_picture(v) for v in values]
+    return [_picture(v, many) for v in values]
 
 # %% ../nbs/parts/bodies.ipynb #bo-read
 async def read_pictures(

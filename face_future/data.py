@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .files import are_numbers, is_number, short
-from .jpeg import ended, plain_jpeg
+from .jpeg import check_end, ended, plain_jpeg
 from face_future.opening import (
     FORMATS,
     LARGEST_FILE,
@@ -44,6 +44,7 @@ def _decode(im, notes, data):
     if im.mode == 'P' and isinstance(getattr(im.palette, 'palette', None), (list, tuple)):
         im.palette.palette = [min(255, max(0, v)) for v in im.palette.palette]
     im.load()
+    check_end(im, data)
     rgb = to_rgb(im, profile, notes.get('power'))
     return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 

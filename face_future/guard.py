@@ -337,6 +337,19 @@ logging.getLogger('python_multipart').setLevel(logging.ERROR)  # it would log by
 
 class _InMemory(MultiPartParser):
     spool_max_size = 0  # to SpooledTemporaryFile, 0 is "never on disk"
+    ended = False
+
+    def on_end(self):
+        "The boundary that closes the form has come."
+        self.ended = True
+
+    async def parse(self):
+        "The form. Raises a `MultiPartException` for one that is broken or cut off."
+        form = await super().parse()
+        if not self.ended:
+            await form.close()
+            raise MultiPartException('The form has no end.')
+        return form
 
 # %% ../nbs/parts/guard.ipynb #g06-badform
 WHY_NOT_A_FORM = {  # words of Starlette's message -> ours

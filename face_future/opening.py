@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .files import printable
 from .pieces import is_slow, pieces_problem
+from .reading import mended_tiff
 
 warnings.filterwarnings('ignore', module=r'PIL\.')  # odd metadata is no news: it is not used
 
@@ -100,7 +101,7 @@ def _promised_format(data):
 def _opened(data, name, formats):
     "An image of which only the header was read. Raises `ImageError` for what Pillow can't open."
     try:
-        return Image.open(io.BytesIO(data), formats=formats)
+        return mended_tiff(Image.open(io.BytesIO(data), formats=formats))
     except UnidentifiedImageError:
         if (promised := _promised_format(data)) in formats:
             why = "damaged, cut off, or of a kind that we can't read. Save it anew."

@@ -139,7 +139,7 @@ def pieces_problem(
 
 # %% ../nbs/parts/pieces.ipynb #p15-slow
 INTERPRETED = 4_000_000  # most pixels, and most bytes, for a decoder written in Python
-COMMENTS = 1000  # most comments of a PPM: each is cut out by copying what follows
+COMMENTS = 1000  # most comments of a PPM in text: each is cut out by copying what follows
 
 
 def is_slow(im, data: bytes) -> bool:  # an opened Pillow image, and its file
@@ -149,4 +149,4 @@ def is_slow(im, data: bytes) -> bool:  # an opened Pillow image, and its file
         return False
     width, height = im.size
     much = max(width * height, len(data)) > INTERPRETED
-    return much or (im.format == 'PPM' and data.count(b'#') > COMMENTS)
+    return much or (tiles[0][0] == 'ppm_plain' and data.count(b'#') > COMMENTS)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST_PROFILE', 'gamma_power', 'split_notes', 'exif_turn', 'upright_by_xmp', 'turn', 'oriented', 'srgb_pixels',
-           'to_rgb']
+           'to_rgb', 'mended_tiff']
 
 # %% ../nbs/parts/reading.ipynb #r01-imports
 import io
@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImagePalette
 
 # %% ../nbs/parts/reading.ipynb #r01-jpeg-segments
 def _jpeg_segments(data):
@@ -177,12 +177,15 @@ def _plain_tiff(data):
         tags, entry = _tiff_tags(data)
     except (struct.error, OverflowError):  # its tags lie outside the file, or beyond 2**63
         return data
+    lone = all(value.strip(b'\0') == b'\1' for _, tag, _, _, value in tags if tag == 277)
     plain = bytearray(data)
     for at, tag, kind, count, value in tags:
         size = _SIZES.get(kind, 1) * count
         where = int.from_bytes(value, 'little' if entry[0] == '<' else 'big')
         if tag not in _NEEDED or (size > len(value) and where + size > len(data)):
             struct.pack_into(entry, plain, at, tag, 1, 1, bytes(len(value)))
+        elif tag == 284 and lone:  # one plane, of which Pillow would mistake the mode
+            struct.pack_into(entry, plain, at, tag, 3, 1, struct.pack(entry[0] + 'H', 1))
     return bytes(plain)
 
 # %% ../nbs/parts/reading.ipynb #r01-split
@@ -376,3 +379,24 @@ def to_rgb(im, profile: bytes = None, power: float = None):  # see `gamma_power`
         return rgb
     rgb.putalpha(alpha)
     return Image.alpha_composite(Image.new('RGBA', rgb.size, 'white'), rgb).convert('RGB')
+
+# %% ../nbs/parts/reading.ipynb #r28-mended
+def _raw_mode(tile, deep_planes: str) -> str:
+    "The mode of a TIFF's tile, set right: `deep_planes` is what a plane of 16 bits needs."
+    mode = tile.args[0]
+    if tile.codec_name == 'libtiff':  # which has set the bytes in our order already
+        return re.sub(r';(16|32)B([SF])$', r';\1N\2', mode)
+    return mode + deep_planes if mode in ('R', 'G', 'B', 'A', 'C', 'M', 'Y', 'K') else mode
+
+
+def mended_tiff(im):
+    "An opened image. A TIFF that Pillow would decode to other pixels is set right."
+    if im.format != 'TIFF':
+        return im
+    tags = im.tag_v2
+    deep = max(tags.get(258, (1,))) == 16 and tags.get(284) == 2
+    planes = (';16L' if tags.prefix == b'II' else ';16B') if deep else ''
+    im.tile = [t._replace(args=(_raw_mode(t, planes), *t.args[1:])) for t in im.tile]
+    if im.mode == 'P' and {*(colours := tags.get(320, (256,)))} <= {*range(256)}:
+        im.palette = ImagePalette.raw('RGB;L', bytes(map(int, colours)))
+    return im

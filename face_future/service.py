@@ -332,6 +332,8 @@ class Service(Engine):
 
     async def answer(self, data, explain: bool, request_id, **wishes):
         "The `Answer` for a file's bytes, as a dict. Raises a `Problem` if it is no picture."
+        if isinstance(data, Problem):  # it was damaged on its way
+            raise data
         start = time.perf_counter()
         known, crops = await self.decoders(data, **wishes)  # `frame` and `preview` of `prepare`
         prepared = time.perf_counter()
@@ -346,7 +348,7 @@ class Service(Engine):
             return await self.answer(await links.fetch(url), explain, request_id, **wishes)
 
     async def answers(self, files: list, explain: bool, request_id):
-        "For each (name, bytes) its answer or its error."
+        "For each (name, bytes) its answer or its error, which may stand in place of the bytes."
         works = [(name, self.answer(data, explain, request_id)) for name, data in files]
         seconds = 0.9 * self.settings.timeout  # so that a slow one does not take the others with it
         found = await asyncio.gather(*(one_of(*w, request_id, seconds) for w in works))
