@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'console', 'WAITING', 'FakeMeans', 'Root', 'WholeImage', 'LabelsFile', 'WEIGHTS', 'BACKEND', 'Weights',
            'Backend', 'sentence', 'forgiving', 'have_streams', 'is_watched', 'have_a_home', 'failed',
-           'ForgivingCommand', 'one_interrupt', 'command', 'finite', 'add_options']
+           'ForgivingCommand', 'one_interrupt', 'check_kept', 'command', 'finite', 'add_options']
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-imports
 import functools
@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from .files import printable
+from .files import check_not_read, printable
 from .renamed import new_options
 
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')  # else it asks a server for its version
@@ -141,12 +141,21 @@ def one_interrupt():
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-command
+def check_kept(given: dict):  # name of an argument -> its value
+    "Raise `ValueError` if the file that a command writes is one of those that it was given."
+    if isinstance(out := given.get('out'), Path) and not out.is_dir():
+        values = [v for k, v in given.items() if k != 'out']
+        values = [v for one in values for v in (one if isinstance(one, (list, tuple)) else [one])]
+        check_not_read([v for v in values if isinstance(v, (str, Path)) and v], out)
+
+
 def command(f):
     "Register `f` as a subcommand that reports foreseen errors as one sentence."
 
     @functools.wraps(f)
     def inner(*args, **kwargs):
         try:
+            check_kept(inspect.signature(f).bind_partial(*args, **kwargs).arguments)
             with one_interrupt():
                 return f(*args, **kwargs)
         except KeyboardInterrupt:

@@ -383,10 +383,13 @@ def train(
     """
     from face_future.callbacks import EpochLines
     from face_future.devices import is_first
+    from face_future.files import check_apart
     from face_future.labels import Labels
     from face_future.train import train as run
 
     recipe = Recipe(**recipe_fields(given, whole_image))
+    if recipe.init:  # whatever lies in the folder of a run may be written over by it
+        check_apart([recipe.init], out, [Path(recipe.init).name])
     watched = is_watched(sys.stdout)
     more = dict(figures_from=figures_from, about=about, progress=watched)
     more['cbs'] = [] if watched else [EpochLines()]
@@ -478,6 +481,8 @@ def pack(weights: RunWeights, out: PackedFile, views: Views = 'flip', root: Root
     from face_future.labels import Labels
     from face_future.pack import pack as run
 
+    if out.suffix != '.safetensors':
+        raise ValueError(f'{out}: the name of the file to write must end in .safetensors.')
     check_file_writable(out)
     labels_file = given.pop('labels_file', None)
     labels = Labels.load(labels_file, root) if labels_file else None

@@ -6,8 +6,8 @@
 __all__ = ['UNPRINTABLE', 'PICTURES', 'NO_PICTURES', 'BRANDS', 'STARTS', 'ASIDE', 'LEFT_AFTER', 'FORMULA', 'natural_key',
            'printable', 'file_index', 'file_indices', 'short', 'read_bytes', 'is_number', 'are_numbers', 'read_text',
            'read_json', 'begins_like_a_picture', 'Listing', 'list_pictures', 'atomic_write', 'cell', 'to_csv',
-           'write_set', 'check_writable', 'check_file_writable', 'check_apart', 'sha256', 'names_after', 'file_key',
-           'cache_folder']
+           'write_set', 'check_writable', 'check_file_writable', 'check_apart', 'check_not_read', 'sha256',
+           'names_after', 'file_key', 'cache_folder']
 
 # %% ../nbs/parts/files.ipynb #fil-imports
 import hashlib
@@ -435,6 +435,20 @@ def check_apart(
             what = f'{short(Path(f).name)} is read, and could be written over in {short(out, 200)}'
             raise ValueError(f'{what}. Choose another folder (--out).')
 
+
+def check_not_read(files: list, out: str | Path) -> None:  # paths that are read, a file to write
+    "Raise `ValueError`, with a sentence, if `out` is one of `files`, or the notes of one."
+    places = {_place(out), os.path.realpath(out)}
+    for f in map(Path, files):
+        for read in (f, f.with_suffix('.meta.json')):
+            same = read.is_file() and (
+                places & {_place(read), os.path.realpath(read)}
+                or (Path(out).exists() and os.path.samefile(read, out))
+            )
+            if same:
+                what = f'{short(read.name)} is read, and would be written over'
+                raise ValueError(f'{what}. Choose another file to write (--out).')
+
 # %% ../nbs/parts/files.ipynb #fil-sha
 def sha256(data: str | bytes) -> str:
     "Checksum of text (as UTF-8) or bytes, 64 hexadecimal digits."
@@ -446,7 +460,9 @@ def sha256(data: str | bytes) -> str:
 def names_after(files: list, ending: str) -> list:  # files: paths
     "A file name for what is made of each of some pictures, of at most 255 bytes."
     files = [Path(f) for f in files]
-    stems = _longer_where_shared([f.stem for f in files], [f.name for f in files])
+    stems, full = [f.stem for f in files], [f.name for f in files]
+    while stems != (longer := _longer_where_shared(stems, full)):
+        stems = longer  # a name may be the stem of yet another, as of `1.png.jpg`
     names = []
     for f, stem in zip(files, stems):
         if len(os.fsencode(stem + ending)) > 255:

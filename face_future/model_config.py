@@ -117,7 +117,7 @@ def _check_types(settings: Mapping):
 # %% ../nbs/parts/model_config.ipynb #s01d-settingsfn
 def check_settings(settings: Mapping) -> Mapping:
     "The same settings, or a `WeightsError` if one that a verdict needs is missing or wrong."
-    missing = [key for key in REQUIRED if key not in settings]
+    missing = [key for key in REQUIRED if settings.get(key) is None]
     if missing:
         raise WeightsError(f'The settings lack {", ".join(missing)}.')
     meaning = settings['fake_means']

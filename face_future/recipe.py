@@ -90,7 +90,9 @@ LIMITS = {
     **dict.fromkeys(('smoothing', 'drop', 'drop_path'), (0, 0.99)),
     **dict.fromkeys(('epochs', 'bs'), (1, math.inf)),
     **dict.fromkeys(('samples_per_epoch', 'validation_samples', 'freeze_epochs'), (0, math.inf)),
-    **dict.fromkeys(('cutmix', 'wd', 'workers', 'latent_noise', 'latent_pairs'), (0, math.inf)),
+    'seed': (0, 2**32 - 1),
+    'workers': (0, 256),
+    **dict.fromkeys(('cutmix', 'wd', 'latent_noise', 'latent_pairs'), (0, math.inf)),
 }
 SCHEDULES = ('one_cycle', 'flat')
 
