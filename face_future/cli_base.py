@@ -140,7 +140,7 @@ def one_interrupt():
         if stop.since is None and signal.getsignal(signal.SIGINT) is stop:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# %% ../nbs/parts/cli_base.ipynb #c10a-command
+# %% ../nbs/parts/cli_base.ipynb #c10a-kept
 def check_kept(given: dict):  # name of an argument -> its value
     "Raise `ValueError` if the file that a command writes is one of those that it was given."
     if isinstance(out := given.get('out'), Path) and not out.is_dir():
@@ -148,7 +148,7 @@ def check_kept(given: dict):  # name of an argument -> its value
         values = [v for one in values for v in (one if isinstance(one, (list, tuple)) else [one])]
         check_not_read([v for v in values if isinstance(v, (str, Path)) and v], out)
 
-
+# %% ../nbs/parts/cli_base.ipynb #c10a-command
 def command(f):
     "Register `f` as a subcommand that reports foreseen errors as one sentence."
 

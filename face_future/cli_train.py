@@ -7,8 +7,8 @@ __all__ = ['Source', 'Manifests', 'ManifestRoot', 'Families', 'RealFolder', 'Fak
            'LabelsOut', 'TestFolder', 'Photographs', 'Findings', 'RunFolder', 'FiguresFrom', 'About', 'WholeLight',
            'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'Joined', 'JoinedFile',
            'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels', 'labels', 'audit', 'toy',
-           'recipe_options', 'recipe_fields', 'train', 'figure', 'pair_line', 'say_figures', 'pack', 'parse_shares',
-           'check_joined', 'ensemble']
+           'recipe_options', 'recipe_fields', 'check_start', 'train', 'figure', 'pair_line', 'say_figures', 'pack',
+           'parse_shares', 'check_joined', 'ensemble']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import re
@@ -365,6 +365,14 @@ def recipe_fields(given: dict, whole_image: bool = False) -> dict:
         out = {'crop': 'whole', 'augment': 'light', **out}
     return out
 
+# %% ../nbs/parts/cli_train.ipynb #c10-checkstart
+def check_start(init: str | None, out: str | Path):
+    "Raise `ValueError` if the weights to begin with lie in the run's folder, which it writes to."
+    from face_future.files import check_apart
+
+    if init and Path(init).is_file():
+        check_apart([init], out, [Path(init).name])
+
 # %% ../nbs/parts/cli_train.ipynb #c10-traincmd
 @command
 @add_options(recipe_options())
@@ -383,13 +391,11 @@ def train(
     """
     from face_future.callbacks import EpochLines
     from face_future.devices import is_first
-    from face_future.files import check_apart
     from face_future.labels import Labels
     from face_future.train import train as run
 
     recipe = Recipe(**recipe_fields(given, whole_image))
-    if recipe.init:  # whatever lies in the folder of a run may be written over by it
-        check_apart([recipe.init], out, [Path(recipe.init).name])
+    check_start(recipe.init, out)
     watched = is_watched(sys.stdout)
     more = dict(figures_from=figures_from, about=about, progress=watched)
     more['cbs'] = [] if watched else [EpochLines()]

@@ -435,17 +435,16 @@ def check_apart(
             what = f'{short(Path(f).name)} is read, and could be written over in {short(out, 200)}'
             raise ValueError(f'{what}. Choose another folder (--out).')
 
-
+# %% ../nbs/parts/files.ipynb #fil-notread
 def check_not_read(files: list, out: str | Path) -> None:  # paths that are read, a file to write
     "Raise `ValueError`, with a sentence, if `out` is one of `files`, or the notes of one."
     places = {_place(out), os.path.realpath(out)}
     for f in map(Path, files):
-        for read in (f, f.with_suffix('.meta.json')):
-            same = read.is_file() and (
-                places & {_place(read), os.path.realpath(read)}
-                or (Path(out).exists() and os.path.samefile(read, out))
-            )
-            if same:
+        for read in (f, f.parent / f'{f.stem}.meta.json'):
+            if not os.path.isfile(read):
+                continue
+            same = places & {_place(read), os.path.realpath(read)}
+            if same or (os.path.exists(out) and os.path.samefile(read, out)):
                 what = f'{short(read.name)} is read, and would be written over'
                 raise ValueError(f'{what}. Choose another file to write (--out).')
 
