@@ -35,6 +35,7 @@ from .devices import is_first, on_all_devices, share_of
 from .ensemble import members
 from .faces import DETECTOR
 from .held_out import check_figures_from, finish
+from .intervals import score
 from .labels import Labels
 from .loaders import BalancedLoader, get_loaders, get_set
 from .model import create_model, split_params
@@ -176,4 +177,4 @@ def measure(
     table = pd.read_csv(run / 'held_out.csv')
     minutes = pd.read_csv(run / 'log.csv').seconds.sum() / 60
     fake = (table.fake == 1 if by == 'label' else table.folder == 'fake').to_numpy(int)
-    return dict(run=run.name, **metrics.score(fake, table.logit.to_numpy()), minutes=minutes)
+    return dict(run=run.name, **score(fake, table.logit.to_numpy()), minutes=minutes)
