@@ -160,10 +160,10 @@ def items_of(labels: Labels, settings: dict, cache=None) -> list:  # of dicts
     return items
 
 
-def read_labels(file, root, settings, most) -> Labels:
-    "The training rows of a label file, without those that the recipe leaves out."
+def read_labels(file, root, settings, most, split='train') -> Labels:
+    "The rows of one split of a label file, without those that the recipe leaves out."
     try:
-        labels = Labels.load(file, root).part('train')
+        labels = Labels.load(file, root).part(split)
     except (LabelError, OSError, ValueError) as error:
         stop(str(error))
     rows = labels.rows[~labels.rows.path.isin(settings['left_out'])]
@@ -208,9 +208,12 @@ def main(args=None):
     parser.add_argument('--most', type=int, help='a trial: so many rows, drawn at random')
     parser.add_argument('--cache', help='file of faces found before, if not the usual one')
     parser.add_argument('--workers', type=int, default=4, help='threads')
+    parser.add_argument(
+        '--split', choices=['train', 'valid'], default='train', help='to measure: valid'
+    )
     a = parser.parse_args(args)
     settings = read_recipe(a.recipe)['pack']
-    labels = read_labels(a.labels, a.root, settings, a.most)
+    labels = read_labels(a.labels, a.root, settings, a.most, a.split)
     done = begin(a.out, labels, settings)
     known = {row['path'] for row in done}
     left = labels.rows[~labels.rows.path.isin(known)]

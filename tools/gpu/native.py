@@ -1,0 +1,372 @@
+"""Train a network on squares at native resolution: `python tools/gpu/native.py train parts run …`.
+
+The other scripts scale every face to the network's input, and where a face is large its finest
+detail is lost. This one cuts squares from the face that are not scaled. Its network is the first
+stages of an EfficientNet, which see some 100 pixels, and says something of each place; the mean is
+its logit. A short network that judges patches carries over to other generators better than a deep
+one (Chai et al. 2020, arXiv:2008.10588).
+
+In a share of the couples the fake is the photograph itself, reconstructed at native resolution by
+an autoencoder. With `--reconstructions 1` no picture of any generator is shown, so that all of them
+are unseen. `parts` are packed without shrinking: see README.md. Two processor cores are enough.
+"""
+
+import argparse
+import json
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import weights
+from common import RECIPE, log_line, need, read_recipe, stop, write_whole
+from left_out import fill_body
+from nets import Autoencoder, make_net, normalised, read_state
+from pictures import corrupted, resized
+from safetensors.torch import save_file
+from teaching import loader
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import IterableDataset
+from train import Learner, margin_of, rate_at
+
+from data import PairStore, Sources, crops_without, worker_seed
+
+ARCH = 'tf_efficientnet_lite0'
+STAGES = 4  # of the network's seven: the last map has a sixteenth of the square's side
+SETTINGS = dict(rate=1e-3, weight_decay=0.03, clip=2.0, smoothing=0.04)
+SCHEDULE = dict(warmup=100, flat=0.2, least_rate=0.01, ema=0.998)
+SIZE = 128  # pixels of a square
+KEPT = 256  # pixels of a reconstructed square, from which smaller ones are cut
+MADE = 1  # squares of each photograph are reconstructed
+SQUARES = 2  # of each picture that is read
+NATIVE = 0.6  # of the squares are not scaled; the others are larger ones, scaled down
+
+
+class Patches(nn.Module):
+    "The first stages of an EfficientNet, and a logit of each place: B × 3 × S × S -> B × 2."
+
+    def __init__(self, arch: str = ARCH, stages: int = STAGES):
+        super().__init__()
+        whole = make_net(arch)
+        self.conv_stem, self.bn1 = whole.conv_stem, whole.bn1
+        self.blocks = whole.blocks[:stages]
+        with torch.no_grad():
+            channels = self.features(torch.zeros(1, 3, 64, 64)).shape[1]
+        self.classifier = nn.Linear(channels, 2)
+
+    def features(self, x):
+        return self.blocks(self.bn1(self.conv_stem(x)))
+
+    def evidence(self, x):
+        "B × 3 × H × W -> B × h × w: above 0 where a place looks fake."
+        both = self.classifier(self.features(x).permute(0, 2, 3, 1))
+        return both[..., 1] - both[..., 0]
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def face_square(rgb: np.ndarray, box, side: int, rng: random.Random) -> np.ndarray:
+    "A square of so many pixels, or as many as there are, whose middle lies in the face's box."
+    height, width = rgb.shape[:2]
+    side = min(side, height, width)
+    x, y, w, h = box
+    left, top = x + rng.random() * w - side / 2, y + rng.random() * h - side / 2
+    left = round(min(max(left, 0), width - side))
+    top = round(min(max(top, 0), height - side))
+    return np.ascontiguousarray(rgb[top : top + side, left : left + side])
+
+
+def draw_side(longest: float, rng: random.Random) -> int:
+    "How large a square is cut: `SIZE`, or larger ones up to `longest` pixels."
+    if rng.random() < NATIVE or longest <= SIZE:
+        return SIZE
+    return round(SIZE * (longest / SIZE) ** rng.random())
+
+
+def reconstruct_all(crops, files: list, folder: Path, a) -> PairStore:
+    "Squares of each photograph and their reconstructions. A second call goes on."
+    photos = np.flatnonzero(~crops.fake)
+    todo = np.repeat(photos, MADE)
+    store = PairStore(folder, len(todo), KEPT)
+    if not (folder / 'pairs.meta').exists():
+        store.create()
+    net = Autoencoder(*files).to(memory_format=torch.channels_last).eval()
+    for k in np.flatnonzero(store.meta[:, 0] == 0).tolist():
+        rng = random.Random(1000 * a.seed + k)
+        torch.manual_seed(1000 * a.seed + k)
+        row = int(todo[k])
+        photo = face_square(crops.read(row), crops.box[row], KEPT, rng)
+        side = len(photo) // 8 * 8
+        photo = np.ascontiguousarray(photo[:side, :side])
+        noise = torch.tensor([rng.uniform(0, 0.3) if rng.random() < 0.85 else 0.0])
+        batch = torch.from_numpy(photo)[None]
+        fake = net.reconstruct(batch, noise, side, cubic=True, twice=rng.random() < 0.12)
+        store.put(k, row, photo, fake[0].numpy(), False)
+        if sys.stderr.isatty() or k % 200 == 0:
+            print(f'\r{k + 1} of {len(todo)} squares reconstructed', end='', flush=True)
+    print(f'\r{len(todo)} squares reconstructed' + 12 * ' ', flush=True)
+    return store
+
+
+class Squares(IterableDataset):
+    "Endless batches: B × S × S × 3 uint8, and B bool: is it fake. A couple lies side by side."
+
+    def __init__(self, crops, store: PairStore | None, recipe: dict, a):
+        self.crops = crops
+        self.store = store
+        self.recipe = recipe
+        self.share = a.reconstructions if store else 0
+        self.sources = Sources(crops, recipe) if self.share < 1 else None
+        self.batch = a.batch
+        self.seed = a.seed
+        self.by_source = {}  # the numbers of the reconstructions
+        for k, row in enumerate(store.meta[:, 2].tolist() if store else []):
+            self.by_source.setdefault(crops.source[row], []).append(k)
+
+    def _reconstructed(self, rng) -> list:  # of couples
+        "Squares of a photograph and the same of its reconstruction. Small sources count."
+        names = list(self.by_source)
+        [name] = rng.choices(names, [len(self.by_source[n]) ** 0.5 for n in names])
+        photo, fake, *_ = self.store.get(rng.choice(self.by_source[name]))
+        everywhere = (0, 0, len(photo), len(photo))
+        couples = []
+        for _ in range(SQUARES):
+            side, seed = draw_side(len(photo), rng), rng.getrandbits(32)
+            same = [face_square(x, everywhere, side, random.Random(seed)) for x in (photo, fake)]
+            couples.append(same)
+        return couples
+
+    def _apart(self, rng) -> list:  # of couples
+        "Squares of a photograph and of a fake of its family."
+        pictures = [(self.crops.read(i), self.crops.box[i]) for i in self.sources.draw_two(rng)]
+        couples = []
+        for _ in range(SQUARES):
+            sides = [draw_side(len(rgb), rng) for rgb, _ in pictures]
+            cuts = zip(pictures, sides, strict=True)
+            couples.append([face_square(*picture, side, rng) for picture, side in cuts])
+        return couples
+
+    def couples(self, rng) -> list:
+        "Couples of SIZE × SIZE × 3. Half of those of one picture suffer the same."
+        one = rng.random() < self.share
+        out = []
+        for two in self._reconstructed(rng) if one else self._apart(rng):
+            seeds = [rng.getrandbits(32) for _ in two]
+            if one and rng.random() < 0.5:
+                seeds[1] = seeds[0]
+            mirrored = rng.random() < 0.5
+            for x, seed in zip(two, seeds, strict=True):
+                x = corrupted(x, random.Random(seed), 0.7, SIZE)
+                x = resized(x, SIZE)
+                out.append(np.ascontiguousarray(x[:, ::-1]) if mirrored else x)
+        return out
+
+    def __iter__(self):
+        rng = random.Random(worker_seed(self.seed))
+        fake = torch.arange(self.batch) % 2 == 1
+        while True:
+            x = []
+            while len(x) < self.batch:
+                try:
+                    x += self.couples(rng)
+                except (cv2.error, ValueError):
+                    continue  # an odd face
+            yield torch.from_numpy(np.stack(x[: self.batch])), fake
+
+
+class PatchLearner(Learner):
+    "The network, its optimizer, and the moving average of its weights."
+
+    def __init__(self, init):
+        net = Patches()
+        if init:
+            state = read_state(init, 'weights to begin with')
+            own = {k: v for k, v in state.items() if k in net.state_dict()}
+            fill_body(net, own, init)
+        self.net = nn.ModuleDict(dict(net=net)).to(memory_format=torch.channels_last).train()
+        self.clip = SETTINGS['clip']
+        how = dict(lr=SETTINGS['rate'], weight_decay=SETTINGS['weight_decay'])
+        groups = [dict(params=list(self.net.parameters()), peak=SETTINGS['rate'])]
+        self.optimizer = torch.optim.AdamW(groups, **how)
+        self.start_average()
+
+    def learn(self, x, fake, how: dict, rate: float) -> tuple:  # loss, share on its side of 0
+        "One step on a batch."
+        said = margin_of(self.net['net'](normalised(x, how['mean'], how['std'])))
+        wanted = fake * (1 - SETTINGS['smoothing']) + SETTINGS['smoothing'] / 2
+        loss = F.binary_cross_entropy_with_logits(said, wanted)
+        self.step(loss, rate)
+        return loss.item(), ((said > 0) == fake).float().mean().item()
+
+
+def options_of(a) -> dict:
+    "The options that may not change midway."
+    return {k: getattr(a, k) for k in ('left_out', 'reconstructions', 'seed')}
+
+
+class Run:
+    "A run: where it is, and what it has learnt."
+
+    def __init__(self, a):
+        self.a = a
+        self.step = self.images = 0
+        self.seconds = 0.0
+        self.stopped = False
+        torch.manual_seed(a.seed)
+        recipe = read_recipe(a.recipe)
+        self.settings = weights.settings_for(ARCH, None, SIZE) | dict(
+            arch=f'{ARCH}, {STAGES} stages'
+        )
+        self.learner = PatchLearner(a.init)
+        if a.resume:
+            self.restore()
+        crops = crops_without(a.parts, a.left_out, recipe)
+        store = None
+        if a.autoencoder:
+            store = reconstruct_all(crops, a.autoencoder, a.out / 'pairs', a)
+        self.batches = iter(loader(Squares(crops, store, recipe, a), a.workers, 'cpu'))
+
+    def restore(self):
+        "Go on where the run in the folder ended."
+        file = need(self.a.out / 'checkpoint.pth', 'the checkpoint of a run')
+        saved = torch.load(file, weights_only=True)
+        if saved['options'] != options_of(self.a):
+            stop(f'{file}: a run of other options ({saved["options"]}). Give those.')
+        self.learner.load_state_dict(saved['learner'])
+        self.step, self.images, self.seconds = (saved[k] for k in ('step', 'images', 'seconds'))
+
+    def save(self):
+        "The checkpoint and the averaged weights, each whole or not at all."
+        state = dict(learner=self.learner.state_dict(), step=self.step, images=self.images)
+        state |= dict(seconds=self.seconds, options=options_of(self.a))
+        write_whole(self.a.out / 'checkpoint.pth', lambda path: torch.save(state, path))
+        recipe = dict(script='native.py', images=self.images, left_out=self.a.left_out)
+        recipe |= SETTINGS | SCHEDULE | dict(stages=STAGES, reconstructions=self.a.reconstructions)
+        about = dict(face_future=json.dumps(self.settings | dict(recipe=recipe)))
+        state = weights.halved(self.learner.weights())
+        state = {k.removeprefix('net.'): v for k, v in state.items()}
+        file = self.a.out / 'native.safetensors'
+        write_whole(file, lambda path: save_file(state, path, about))
+
+    def log(self, rows: list):
+        "A line in log.csv and on the screen: the means of some steps."
+        loss, right = np.mean(rows, 0).round(4).tolist()
+        line = dict(seconds=round(self.seconds, 1), step=self.step, images=self.images)
+        log_line(self.a.out / 'log.csv', line | dict(loss=loss, right=right))
+
+    def train(self):
+        "Until it has seen its images, or is asked to stop."
+        before, start, saved, rows = self.seconds, time.time(), time.time(), []
+        while (done := self.images / self.a.images) < 1 and not self.stopped:
+            x, fake = next(self.batches)
+            rate = rate_at(self.step, done, SCHEDULE)
+            rows.append(self.learner.learn(x, fake, self.settings['preprocess'], rate))
+            self.learner.follow(self.step + 1, SCHEDULE['ema'])
+            self.step += 1
+            self.images += len(x)
+            self.seconds = before + time.time() - start
+            if self.step % self.a.log_every == 0:
+                self.log(rows)
+                rows = []
+            if time.time() - saved > 300:
+                self.save()
+                saved = time.time()
+        self.save()
+
+
+@torch.inference_mode()
+def look_at(net: Patches, rgb: np.ndarray, box, how: dict) -> tuple:  # mean, highest quarter
+    "What the network says of a face, at its own resolution: at most 640 pixels of its middle."
+    left, top, w, h = (round(float(v)) for v in box)
+    height, width = min(h, 640), min(w, 640)
+    left, top = max(0, left + (w - width) // 2), max(0, top + (h - height) // 2)
+    x = torch.from_numpy(np.ascontiguousarray(rgb[top : top + height, left : left + width]))
+    said = net.evidence(normalised(x[None], how['mean'], how['std'])).flatten()
+    return said.mean().item(), said.topk(max(1, len(said) // 4)).values.mean().item()
+
+
+def measure(a):
+    "Write what the network says of each packed face: path, source, fake, group, mean, quarter."
+    net = Patches()
+    state, settings = read_state(a.weights, 'weights of native.py'), weights.inside(a.weights)
+    net.load_state_dict(state)
+    net.eval()
+    crops = crops_without(a.parts, None, {})
+    for i in range(len(crops)):
+        mean, quarter = look_at(net, crops.read(i), crops.box[i], settings['preprocess'])
+        line = dict(source=crops.source[i], group=crops.group[i], fake=bool(crops.fake[i]))
+        log_line(a.out, line | dict(mean=round(mean, 4), quarter=round(quarter, 4)))
+
+
+def arguments(args=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    train = commands.add_parser('train', help='train, or go on with --resume')
+    train.set_defaults(run=train_until_done)
+    add = train.add_argument
+    add('parts', help='folder of part-*.tar, see pack.py')
+    add('out', type=Path, help='folder of the run')
+    add('--images', type=int, required=True, help='length of the whole run')
+    add('--init', help="weights to begin with, in timm's names, such as ImageNet's (default: none)")
+    add('--autoencoder', nargs=2, metavar=('ENCODER', 'DECODER'), help='makes reconstructions')
+    add('--reconstructions', type=float, default=0.5, help='their share of couples (default: .5)')
+    add('--left-out', help='a family of the recipe that is not shown')
+    add('--resume', action='store_true', help='go on with the run in that folder')
+    add('--recipe', default=RECIPE, help='JSON, for its families (default: faces.json)')
+    add('--batch', type=int, default=32, help='squares a step')
+    add('--seed', type=int, default=1)
+    add('--workers', type=int, default=1, help='processes that make squares (0: none)')
+    add('--log-every', type=int, default=100, help='steps')
+    test = commands.add_parser('measure', help='what weights say of packed faces')
+    test.set_defaults(run=measure)
+    test.add_argument('parts', help='folder of part-*.tar, packed with --split valid')
+    test.add_argument('weights', help='native.safetensors of a run')
+    test.add_argument('out', type=Path, help='CSV, a row a face')
+    return parser.parse_args(args)
+
+
+def check_training(a):
+    "The program ends with a sentence for options that can't work."
+    if not 0 <= a.reconstructions <= 1:
+        stop(f'--reconstructions {a.reconstructions}: a share, from 0 to 1.')
+    if a.batch < 2 or a.batch % 2:
+        stop(f'--batch {a.batch}: must be even, for couples.')
+    if a.reconstructions == 1 and not a.autoencoder:
+        stop('--reconstructions 1 needs --autoencoder.')
+    if not a.resume and (a.out / 'checkpoint.pth').exists():
+        stop(f'{a.out}: holds a run already. Go on with --resume, or give another folder.')
+
+
+def train_until_done(a) -> Run:
+    "Train. SIGTERM and Ctrl-C end the run with a checkpoint."
+    check_training(a)
+    a.out.mkdir(parents=True, exist_ok=True)
+    run = Run(a)
+
+    def asked_to_stop(*_):
+        run.stopped = True
+
+    before = {s: signal.signal(s, asked_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        run.train()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    how = 'stopped (--resume goes on)' if run.stopped else 'done'
+    print(f'{a.out.name}: {how} at {run.images} images, {run.seconds / 60:.1f} min')
+    return run
+
+
+def main(args=None):
+    a = arguments(args)
+    return a.run(a)
+
+
+if __name__ == '__main__':
+    main()
