@@ -386,6 +386,7 @@ def tsne(
 
     Writes tsne.png, tsne.html, mistakes, and figures that keep the maps honest.
     """
+    from face_future.atlas import check_map
     from face_future.files import check_apart, check_writable
     from face_future.labels import Labels
     from face_future.tta_inference import Predictor
@@ -394,6 +395,7 @@ def tsne(
     labels = Labels.load(labels_file, root)
     check_apart(labels.files, out, ['tsne.png', 'mistakes.png'])
     check_writable(out)
+    check_map(labels, perplexities, n, split, seed)
     predictor = Predictor(weights, whole_image=whole_image)
     write_maps(predictor, labels, out, perplexities, n, split, seed)
 
