@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Source', 'Manifests', 'ManifestRoot', 'Families', 'RealFolder', 'FakeFolder', 'LabelSource', 'ValidPct', 'SplitSeed',
            'LabelsOut', 'TestFolder', 'Photographs', 'Findings', 'RunFolder', 'FiguresFrom', 'About', 'WholeLight',
-           'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'Joined', 'JoinedFile',
-           'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels', 'labels', 'audit', 'toy',
-           'recipe_options', 'recipe_fields', 'check_start', 'train', 'figure', 'pair_line', 'say_figures', 'pack',
-           'parse_shares', 'check_joined', 'ensemble']
+           'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'NEEDS', 'Joined',
+           'JoinedFile', 'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels', 'labels', 'audit', 'toy',
+           'recipe_options', 'recipe_fields', 'check_start', 'train', 'figure', 'pair_line', 'say_figures',
+           'check_choices', 'pack', 'parse_shares', 'check_joined', 'ensemble']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import re
@@ -459,7 +459,7 @@ GUARANTEES = dict(
         'What lies between is unsure.',
     ),
     miss_over=(
-        str,
+        Literal['worst', 'mean'],
         '--max-miss holds in the worst source of fakes (worst) or on average over them (mean).',
     ),
     photo_sources=(str, 'The sources that --max-fpr is about, with commas (default: all).'),
@@ -469,6 +469,31 @@ GUARANTEES = dict(
         'are then about sources that training did not see.',
     ),
 )
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-checkchoices
+NEEDS = dict(
+    root='labels_file',
+    max_fpr='labels_file',
+    max_miss='labels_file',
+    photo_sources='max_fpr',
+    miss_over='max_miss',
+)
+
+
+def check_choices(given: dict):  # options of `pack`
+    "A `ValueError` that names the option to give, for one that would do nothing without it."
+    from face_future.thresholds import check_share
+
+    there = {k for k, v in given.items() if v is not None}
+    for name in ('max_fpr', 'max_miss'):
+        check_share(name, given.get(name))
+    needs = {k: [v] for k, v in NEEDS.items()} | dict(unseen=['max_fpr', 'max_miss'])
+    for name, others in needs.items():
+        if name in there and not there.intersection(others):
+            either = ' or '.join(f'--{other.replace("_", "-")}' for other in others)
+            raise ValueError(
+                f'--{name.replace("_", "-")} does nothing without {either}: give both.'
+            )
 
 # %% ../nbs/parts/cli_train.ipynb #c10-packcmd
 @command
@@ -489,6 +514,7 @@ def pack(weights: RunWeights, out: PackedFile, views: Views = 'flip', root: Root
 
     if out.suffix != '.safetensors':
         raise ValueError(f'{out}: the name of the file to write must end in .safetensors.')
+    check_choices(dict(given, root=root))
     check_file_writable(out)
     labels_file = given.pop('labels_file', None)
     labels = Labels.load(labels_file, root) if labels_file else None
