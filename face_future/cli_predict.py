@@ -429,7 +429,9 @@ def prepare_serving(given: dict, workers: int):
 
 # %% ../nbs/parts/cli_predict.ipynb #c10-address
 def check_address(host: str, port: int):
-    "Raises an `OSError` with a sentence, before anything is loaded, if nobody can listen there."
+    "Raises an error with a sentence, before anything is loaded, if nobody can listen there."
+    if not host.strip():
+        raise ValueError('--host is empty: give an address, or 0.0.0.0 to let other machines in.')
     flags = socket.AI_PASSIVE
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
