@@ -299,7 +299,7 @@ def check_maps(predictor, labels_file, out: str | Path, n: int, root=None):
     from face_future.tsne import see
 
     labels = Labels.load(labels_file, root)
-    check_apart(labels.files, out, ['grid.png'])
+    check_apart([*labels.files, labels_file], out, ['grid.png', 'deletion.csv'])
     seen = see(predictor, labels, n, progress=is_watched())
     table = Table('filled by', 'logit', 'mean (95 %)')
     for r in write_check(predictor, seen, out):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Source', 'Manifests', 'ManifestRoot', 'Families', 'RealFolder', 'FakeFolder', 'LabelSource', 'ValidPct', 'SplitSeed',
            'LabelsOut', 'TestFolder', 'Photographs', 'Findings', 'RunFolder', 'FiguresFrom', 'About', 'WholeLight',
-           'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'NEEDS', 'Joined',
-           'JoinedFile', 'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels', 'labels', 'audit', 'toy',
-           'recipe_options', 'recipe_fields', 'check_start', 'train', 'figure', 'pair_line', 'say_figures',
-           'check_choices', 'pack', 'parse_shares', 'check_joined', 'ensemble']
+           'RUN_FILES', 'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'NEEDS',
+           'Joined', 'JoinedFile', 'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels', 'labels',
+           'audit', 'toy', 'recipe_options', 'recipe_fields', 'check_start', 'train', 'figure', 'pair_line',
+           'say_figures', 'check_choices', 'pack', 'parse_shares', 'check_joined', 'ensemble']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import re
@@ -366,12 +366,18 @@ def recipe_fields(given: dict, whole_image: bool = False) -> dict:
     return out
 
 # %% ../nbs/parts/cli_train.ipynb #c10-checkstart
-def check_start(init: str | None, out: str | Path):
-    "Raise `ValueError` if the weights to begin with lie in the run's folder, which it writes to."
+RUN_FILES = 'checkpoint.pth model_best.pth model_best.safetensors model_last.safetensors'.split()
+RUN_FILES += ['log.csv', 'held_out.csv']
+
+
+def check_start(recipe: Recipe, out: str | Path):
+    "Raise `ValueError` if a file that a run begins with lies where it writes: in its folder."
     from face_future.files import check_apart
 
-    if init and Path(init).is_file():
-        check_apart([init], out, [Path(init).name])
+    if recipe.init and Path(recipe.init).is_file():
+        check_apart([recipe.init], out, [Path(recipe.init).name])
+    read = ','.join((recipe.teachers, recipe.opinions, recipe.latent_fakes)).split(',')
+    check_apart([file for file in read if file], out, RUN_FILES)
 
 # %% ../nbs/parts/cli_train.ipynb #c10-traincmd
 @command
@@ -395,7 +401,7 @@ def train(
     from face_future.train import train as run
 
     recipe = Recipe(**recipe_fields(given, whole_image))
-    check_start(recipe.init, out)
+    check_start(recipe, out)
     watched = is_watched(sys.stdout)
     more = dict(figures_from=figures_from, about=about, progress=watched)
     more['cbs'] = [] if watched else [EpochLines()]
