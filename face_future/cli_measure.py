@@ -300,11 +300,12 @@ def card(
     Example: face_future card faces --out MODEL_CARD.md
     """
     from face_future.card import write_card
-    from face_future.files import check_not_read
+    from face_future.files import check_file_writable, check_not_read
     from face_future.model_config import complete, find_weights, read_settings
 
     file = find_weights(weights)
     check_not_read([file], out)
+    check_file_writable(out)
     if (settings := read_settings(file)) is None:
         raise ValueError(
             f'{file.name} says nothing of itself: a card is written of packed weights.'
@@ -462,7 +463,7 @@ def export(
     Example: face_future export runs/first/model_best.safetensors --labels-file train_labels.json
     """
     from face_future.export import export_onnx
-    from face_future.files import check_apart
+    from face_future.files import check_apart, check_writable
     from face_future.labels import Labels
     from face_future.model_config import find_weights
     from face_future.selftest import keep_known
@@ -473,6 +474,8 @@ def export(
         Labels.load(labels_file, root)  # a mistake in it is said before anything is written
         source = find_weights(weights)
         check_apart([labels_file], out or source.parent, [f'{source.stem}.selftest.json'])
+    if out:
+        check_writable(out)
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
     typer.echo(exported_line(file))
     if labels_file:

@@ -298,8 +298,8 @@ def audit(
 def toy(
     dest: Annotated[Path, typer.Argument(help='Folder to make, for real/ and fake/.')],
     n: Annotated[int, typer.Option(help='Images in all.', min=2)] = 200,
-    size: Annotated[int, typer.Option(help='Side in pixels.', min=8)] = 32,
-    seed: Annotated[int, typer.Option(help='Of the pictures.')] = 0,
+    size: Annotated[int, typer.Option(help='Side in pixels.', min=8, max=2048)] = 32,
+    seed: Annotated[int, typer.Option(help='Of the pictures.', min=0)] = 0,
 ):
     """Make a small data set whose fakes carry a trace that can be learnt.
 
@@ -371,9 +371,11 @@ RUN_FILES += ['log.csv', 'held_out.csv']
 
 
 def check_start(recipe: Recipe, out: str | Path):
-    "Raise `ValueError` if a file that a run begins with lies where it writes: in its folder."
+    "Raise `ValueError` if `out` is a file, or holds one that the run reads and would write over."
     from face_future.files import check_apart
 
+    if Path(out).is_file():
+        raise ValueError(f'--out {out} is a file: name a folder, which need not be there.')
     if recipe.init and Path(recipe.init).is_file():
         check_apart([recipe.init], out, [Path(recipe.init).name])
     read = ','.join((recipe.teachers, recipe.opinions, recipe.latent_fakes)).split(',')
