@@ -16,7 +16,6 @@ import pandas as pd
 from .embedding import Seen, check_classes, check_sample, separation
 from .files import atomic_write, to_csv
 from .heatmaps import overlay
-from .labels import Labels
 from .maps import COLUMNS, draw
 from .plots import colours
 from .tsne import mistakes, plane, strips
@@ -184,7 +183,7 @@ def _fitting(perplexities, n: int) -> list[float]:
     return fit
 
 # %% ../nbs/parts/atlas.ipynb #a05-checkmap
-def check_map(labels: Labels, perplexities, *choice):  # choice: as for `sample_rows`
+def check_map(labels, perplexities, *choice):  # a `Labels`, and choices as for `sample_rows`
     "An error, before anything is predicted, if these pictures are too few for a map."
     _fitting(perplexities, check_sample(labels, *choice))
 

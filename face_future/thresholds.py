@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .calibrate import choose_calibration
-from .files import short
 from .guarantees import face_table, unseen_bound, worst_bound
 from .intervals import wilson
 
@@ -113,9 +112,9 @@ def _photographs(held, sources):
     if sources is None:
         return photos
     if none := [s for s in sources if s not in set(photos.source)]:
-        known = ', '.join(short(s) for s in sorted(set(photos.source))[:9] if s)
+        known = ', '.join(s for s in sorted(set(photos.source))[:9] if s)
         raise ValueError(
-            f'No held-out photograph is of the source {short(none[0])!r} (--photo-sources): '
+            f'No held-out photograph is of the source {none[0]!r} (--photo-sources): '
             f'there are {known or "only photographs of no source"}.'
         )
     return photos[photos.source.isin(sources)]
