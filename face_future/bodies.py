@@ -20,7 +20,7 @@ from .guard import Problem, read_uploads
 def _bad_json(why: str) -> Problem:
     return Problem(400, 'bad_json', f'{why}. See /docs for the form of the JSON.')
 
-# %% ../nbs/parts/bodies.ipynb #bo-picturefn
+# %% ../nbs/parts/bodies.ipynb #bo-base64
 BASE64 = (string.ascii_letters + string.digits + '+/').encode()
 _FOR_ADDRESSES = bytes.maketrans(b'-_', b'+/')  # what base64url writes instead
 
@@ -33,9 +33,10 @@ def _from_base64(text: str) -> bytes:
         raise ValueError('not in base64')
     return binascii.a2b_base64(coded + b'=' * (-len(coded) % 4))
 
-
+# %% ../nbs/parts/bodies.ipynb #bo-picturefn
 def _picture(
-    value, many: bool = False
+    value,
+    many: bool = False,
 ) -> tuple:  # (name, bytes), or one of `many` with a `Problem`
     "A picture in JSON: base64, a data URL, or an object of name and data."
     name, text = '', value

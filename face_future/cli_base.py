@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from .files import check_not_read, printable
+from .files import begins_like_a_picture, check_not_read, printable, short
 from .renamed import new_options
 
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')  # else it asks a server for its version
@@ -141,12 +141,26 @@ def one_interrupt():
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-kept
+def _check_no_picture(out: Path):
+    "A `ValueError` if a file to write is there already, and is a picture."
+    if out.is_file():
+        with out.open('rb') as f:
+            if begins_like_a_picture(f.read(16)):
+                what = f'{short(out.name)} is a picture, and would be written over'
+                raise ValueError(f'{what}. Choose another file to write (--out).')
+
+
 def check_kept(given: dict):  # name of an argument -> its value
-    "Raise `ValueError` if the file that a command writes is one of those that it was given."
+    "Raise `ValueError` if the file that a command writes is one that it was given, or a picture."
+    from face_future.model_config import PACKAGED
+
     if isinstance(out := given.get('out'), Path) and not out.is_dir():
+        _check_no_picture(out)
         values = [v for k, v in given.items() if k != 'out']
         values = [v for one in values for v in (one if isinstance(one, (list, tuple)) else [one])]
-        check_not_read([v for v in values if isinstance(v, (str, Path)) and v], out)
+        values = [v for v in values if isinstance(v, (str, Path)) and v]
+        packaged = [PACKAGED / f'{v}.safetensors' for v in values]  # where it is such a name
+        check_not_read([*values, *packaged], out)
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-command
 def command(f):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 'Rounds', 'Corruptions', 'MinCoverage',
            'REPORT_FILES', 'ALSO', 'Runs', 'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit',
-           'Perplexity', 'MapSeed', 'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer', 'Beside',
-           'BenchOut', 'show_report', 'coverage_line', 'check_coverage', 'check_against', 'compare_with',
+           'Perplexity', 'MapSeed', 'MAP_FILES', 'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer',
+           'Beside', 'BenchOut', 'show_report', 'coverage_line', 'check_coverage', 'check_against', 'compare_with',
            'write_corruptions', 'check_given', 'labels_to_measure', 'scored', 'measure', 'evaluate', 'show_left_out',
            'left_out', 'card', 'numbers', 'show_map_figures', 'write_maps', 'tsne', 'parity_line', 'exported_line',
            'say_precisions', 'export', 'bench_row', 'show_speeds', 'bench']
@@ -269,10 +269,11 @@ def left_out(
     import pandas as pd
 
     from face_future.evaluate import left_out_scores, write_left_out
-    from face_future.files import check_file_writable
+    from face_future.files import check_file_writable, check_not_read
     from face_future.labels import Labels
 
     labels = Labels.load(labels_file, root)
+    check_not_read([run / 'model_best.safetensors' for run in runs], out)
     check_file_writable(out)
     scores = [left_out_scores(run, labels, views, is_watched()) for run in runs]
     table = write_left_out(pd.concat(scores, ignore_index=True), out)
@@ -299,11 +300,12 @@ def card(
     Example: face_future card faces --out MODEL_CARD.md
     """
     from face_future.card import write_card
-    from face_future.files import check_not_read
+    from face_future.files import check_file_writable, check_not_read
     from face_future.model_config import complete, find_weights, read_settings
 
     file = find_weights(weights)
     check_not_read([file], out)
+    check_file_writable(out)
     if (settings := read_settings(file)) is None:
         raise ValueError(
             f'{file.name} says nothing of itself: a card is written of packed weights.'
@@ -354,6 +356,9 @@ def show_map_figures(figures):
     console.print(table)
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-writemaps
+MAP_FILES = 'tsne.png', 'tsne.html', 'mistakes.png', 'points.csv', 'separation.csv'
+
+
 def write_maps(
     predictor, labels, out: str | Path, perplexities: list, n: int, split: str, seed: int
 ):
@@ -386,14 +391,16 @@ def tsne(
 
     Writes tsne.png, tsne.html, mistakes, and figures that keep the maps honest.
     """
+    from face_future.atlas import check_map
     from face_future.files import check_apart, check_writable
     from face_future.labels import Labels
     from face_future.tta_inference import Predictor
 
     perplexities = numbers(perplexity)
     labels = Labels.load(labels_file, root)
-    check_apart(labels.files, out, ['tsne.png', 'mistakes.png'])
+    check_apart([*labels.files, labels_file], out, MAP_FILES)
     check_writable(out)
+    check_map(labels, perplexities, n, split, seed)
     predictor = Predictor(weights, whole_image=whole_image)
     write_maps(predictor, labels, out, perplexities, n, split, seed)
 
@@ -456,13 +463,19 @@ def export(
     Example: face_future export runs/first/model_best.safetensors --labels-file train_labels.json
     """
     from face_future.export import export_onnx
+    from face_future.files import check_apart, check_writable
     from face_future.labels import Labels
+    from face_future.model_config import find_weights
     from face_future.selftest import keep_known
     from face_future.submission import folder_images
     from face_future.tta_inference import Predictor
 
     if labels_file:
         Labels.load(labels_file, root)  # a mistake in it is said before anything is written
+        source = find_weights(weights)
+        check_apart([labels_file], out or source.parent, [f'{source.stem}.selftest.json'])
+    if out:
+        check_writable(out)
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
     typer.echo(exported_line(file))
     if labels_file:

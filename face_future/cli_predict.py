@@ -299,7 +299,7 @@ def check_maps(predictor, labels_file, out: str | Path, n: int, root=None):
     from face_future.tsne import see
 
     labels = Labels.load(labels_file, root)
-    check_apart(labels.files, out, ['grid.png'])
+    check_apart([*labels.files, labels_file], out, ['grid.png', 'deletion.csv'])
     seen = see(predictor, labels, n, progress=is_watched())
     table = Table('filled by', 'logit', 'mean (95 %)')
     for r in write_check(predictor, seen, out):
@@ -429,7 +429,9 @@ def prepare_serving(given: dict, workers: int):
 
 # %% ../nbs/parts/cli_predict.ipynb #c10-address
 def check_address(host: str, port: int):
-    "Raises an `OSError` with a sentence, before anything is loaded, if nobody can listen there."
+    "Raises an error with a sentence, before anything is loaded, if nobody can listen there."
+    if not host.strip():
+        raise ValueError('--host is empty: give an address, or 0.0.0.0 to let other machines in.')
     flags = socket.AI_PASSIVE
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Source', 'Manifests', 'ManifestRoot', 'Families', 'RealFolder', 'FakeFolder', 'LabelSource', 'ValidPct', 'SplitSeed',
            'LabelsOut', 'TestFolder', 'Photographs', 'Findings', 'RunFolder', 'FiguresFrom', 'About', 'WholeLight',
-           'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'Joined', 'JoinedFile',
-           'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels', 'labels', 'audit', 'toy',
-           'recipe_options', 'recipe_fields', 'check_start', 'train', 'figure', 'pair_line', 'say_figures', 'pack',
-           'parse_shares', 'check_joined', 'ensemble']
+           'RUN_FILES', 'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'NEEDS',
+           'Joined', 'JoinedFile', 'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels', 'labels',
+           'audit', 'toy', 'recipe_options', 'recipe_fields', 'check_start', 'train', 'figure', 'pair_line',
+           'say_figures', 'check_choices', 'pack', 'parse_shares', 'check_joined', 'ensemble']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import re
@@ -298,8 +298,8 @@ def audit(
 def toy(
     dest: Annotated[Path, typer.Argument(help='Folder to make, for real/ and fake/.')],
     n: Annotated[int, typer.Option(help='Images in all.', min=2)] = 200,
-    size: Annotated[int, typer.Option(help='Side in pixels.', min=8)] = 32,
-    seed: Annotated[int, typer.Option(help='Of the pictures.')] = 0,
+    size: Annotated[int, typer.Option(help='Side in pixels.', min=8, max=2048)] = 32,
+    seed: Annotated[int, typer.Option(help='Of the pictures.', min=0)] = 0,
 ):
     """Make a small data set whose fakes carry a trace that can be learnt.
 
@@ -366,12 +366,20 @@ def recipe_fields(given: dict, whole_image: bool = False) -> dict:
     return out
 
 # %% ../nbs/parts/cli_train.ipynb #c10-checkstart
-def check_start(init: str | None, out: str | Path):
-    "Raise `ValueError` if the weights to begin with lie in the run's folder, which it writes to."
+RUN_FILES = 'checkpoint.pth model_best.pth model_best.safetensors model_last.safetensors'.split()
+RUN_FILES += ['log.csv', 'held_out.csv']
+
+
+def check_start(recipe: Recipe, out: str | Path):
+    "Raise `ValueError` if `out` is a file, or holds one that the run reads and would write over."
     from face_future.files import check_apart
 
-    if init and Path(init).is_file():
-        check_apart([init], out, [Path(init).name])
+    if Path(out).is_file():
+        raise ValueError(f'--out {out} is a file: name a folder, which need not be there.')
+    if recipe.init and Path(recipe.init).is_file():
+        check_apart([recipe.init], out, [Path(recipe.init).name])
+    read = ','.join((recipe.teachers, recipe.opinions, recipe.latent_fakes)).split(',')
+    check_apart([file for file in read if file], out, RUN_FILES)
 
 # %% ../nbs/parts/cli_train.ipynb #c10-traincmd
 @command
@@ -395,7 +403,7 @@ def train(
     from face_future.train import train as run
 
     recipe = Recipe(**recipe_fields(given, whole_image))
-    check_start(recipe.init, out)
+    check_start(recipe, out)
     watched = is_watched(sys.stdout)
     more = dict(figures_from=figures_from, about=about, progress=watched)
     more['cbs'] = [] if watched else [EpochLines()]
@@ -459,7 +467,7 @@ GUARANTEES = dict(
         'What lies between is unsure.',
     ),
     miss_over=(
-        str,
+        Literal['worst', 'mean'],
         '--max-miss holds in the worst source of fakes (worst) or on average over them (mean).',
     ),
     photo_sources=(str, 'The sources that --max-fpr is about, with commas (default: all).'),
@@ -469,6 +477,31 @@ GUARANTEES = dict(
         'are then about sources that training did not see.',
     ),
 )
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-checkchoices
+NEEDS = dict(
+    root='labels_file',
+    max_fpr='labels_file',
+    max_miss='labels_file',
+    photo_sources='max_fpr',
+    miss_over='max_miss',
+)
+
+
+def check_choices(given: dict):  # options of `pack`
+    "A `ValueError` that names the option to give, for one that would do nothing without it."
+    from face_future.thresholds import check_share
+
+    there = {k for k, v in given.items() if v is not None}
+    for name in ('max_fpr', 'max_miss'):
+        check_share(name, given.get(name))
+    needs = {k: [v] for k, v in NEEDS.items()} | dict(unseen=['max_fpr', 'max_miss'])
+    for name, others in needs.items():
+        if name in there and not there.intersection(others):
+            either = ' or '.join(f'--{other.replace("_", "-")}' for other in others)
+            raise ValueError(
+                f'--{name.replace("_", "-")} does nothing without {either}: give both.'
+            )
 
 # %% ../nbs/parts/cli_train.ipynb #c10-packcmd
 @command
@@ -489,6 +522,7 @@ def pack(weights: RunWeights, out: PackedFile, views: Views = 'flip', root: Root
 
     if out.suffix != '.safetensors':
         raise ValueError(f'{out}: the name of the file to write must end in .safetensors.')
+    check_choices(dict(given, root=root))
     check_file_writable(out)
     labels_file = given.pop('labels_file', None)
     labels = Labels.load(labels_file, root) if labels_file else None

@@ -438,6 +438,8 @@ def check_apart(
 # %% ../nbs/parts/files.ipynb #fil-notread
 def check_not_read(files: list, out: str | Path) -> None:  # paths that are read, a file to write
     "Raise `ValueError`, with a sentence, if `out` is one of `files`, or the notes of one."
+    if not os.path.lexists(out):
+        return
     places = {_place(out), os.path.realpath(out)}
     for f in map(Path, files):
         for read in (f, f.parent / f'{f.stem}.meta.json'):

@@ -99,9 +99,8 @@ def ended(data: bytes) -> bytes:
     whole = data.removesuffix(b'\xff') + b'\xff\xd9'
     try:
         stored = simplejpeg.decode_jpeg_header(whole)[2]
-        simplejpeg.decode_jpeg(
-            whole, _COLOURS.get(stored, 'RGB')
-        )  # an error where something is missing
+        # An error where something is missing.
+        simplejpeg.decode_jpeg(whole, _COLOURS.get(stored, 'RGB'))
         return whole if _all_scans(whole) else data
     except Exception:  # not installed, or cut off: Pillow will say so
         return data

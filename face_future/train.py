@@ -15,7 +15,6 @@ os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 warnings.filterwarnings('ignore', '`torch.jit.script`', FutureWarning)
 
 # %% ../nbs/03_train.ipynb #t03-imports
-import difflib
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -38,7 +37,7 @@ from .held_out import check_figures_from, finish
 from .intervals import score
 from .labels import Labels
 from .loaders import BalancedLoader, get_loaders, get_set
-from .model import create_model, split_params
+from .model import check_arch, create_model, split_params
 from .provenance import provenance
 from .recipe import Recipe, check_limits, check_used
 from .teachers import load_teachers, read_opinions, teacher_callbacks
@@ -46,15 +45,18 @@ from .training_rows import check_classes, get_rows, row_checksums
 
 _all_ = [Recipe, BalancedLoader, get_loaders, get_set]  # parts', offered here too
 
-# %% ../nbs/03_train.ipynb #t03-checkarch
-def _check_arch(arch):
-    "A `ValueError` that names the nearest networks, for a name that timm doesn't know."
-    unknown = [name for name in members(arch) if not timm.is_model(name)]
-    if not unknown:
+# %% ../nbs/03_train.ipynb #t03-checkbatch
+def _check_batch(recipe: Recipe):
+    "A `ValueError` for batches of one image, where a network's batch norms need others beside it."
+    one = next((k for k in ('bs', 'samples_per_epoch') if getattr(recipe, k) == 1), None)
+    if not one:
         return
-    near = difflib.get_close_matches(unknown[0], timm.list_models(), 3, 0) if arch else []
-    known = f'timm {timm.__version__} has no such network. Near it are'
-    raise ValueError(f'--arch {arch}: {known} {", ".join(near) or "none"}.')
+    net = create_model(recipe.arch, 'random')
+    if any('BatchNorm' in type(m).__name__ for m in net.modules()):
+        raise ValueError(
+            f'--{one.replace("_", "-")} 1: the batch norms of {recipe.arch} learn from several '
+            'images at once, so give 2 or more.'
+        )
 
 # %% ../nbs/03_train.ipynb #t03-check
 def check_recipe(recipe: Recipe):
@@ -65,7 +67,8 @@ def check_recipe(recipe: Recipe):
     if recipe.start_size and not 32 <= recipe.start_size <= recipe.size:
         bounds = f'between 32 and --size ({recipe.size}), or be 0'
         raise ValueError(f'--start-size {recipe.start_size}: must lie {bounds}.')
-    _check_arch(recipe.arch)
+    check_arch(recipe.arch)
+    _check_batch(recipe)
 
 # %% ../nbs/03_train.ipynb #t03-metrics
 def auroc(preds, targs):
