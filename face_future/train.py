@@ -56,7 +56,7 @@ def _check_arch(arch):
     known = f'timm {timm.__version__} has no such network. Near it are'
     raise ValueError(f'--arch {arch}: {known} {", ".join(near) or "none"}.')
 
-# %% ../nbs/03_train.ipynb #t03-check
+
 def check_recipe(recipe: Recipe):
     "A `ValueError` that names the option, for a recipe that can't work."
     check_limits(recipe)
@@ -112,7 +112,7 @@ def _preprocess(recipe):
         detector=DETECTOR if recipe.crop == 'face' else '',
     )
 
-# %% ../nbs/03_train.ipynb #t03-teachers
+
 def _teachers(recipe: Recipe, labels: Labels, preprocess: Preprocess) -> list:
     "The teachers of a run. Those that can't teach it are refused here, before any work."
     teachers = load_teachers(recipe.teachers, preprocess, labels.fake_means)
