@@ -97,7 +97,7 @@ def _chunk(kind, body):
 
 # %% ../nbs/parts/animations.ipynb #an-chunks
 def _png_chunks(data):
-    "The chunks of a PNG, as (kind, body)."
+    "The chunks of a PNG, as (type, body)."
     at = 8
     while at + 8 <= len(data):
         (size,) = struct.unpack_from('>I', data, at)
@@ -141,7 +141,7 @@ def png_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of 
 
 # %% ../nbs/parts/animations.ipynb #an-riffchunks
 def _riff_chunks(data, at):
-    "The chunks of a WebP from `at`, as (kind, body)."
+    "The chunks of a WebP from `at`, as (type, body)."
     while at + 8 <= len(data):
         size = int.from_bytes(data[at + 4 : at + 8], 'little')
         yield data[at : at + 4], data[at + 8 : at + 8 + size]
@@ -149,7 +149,7 @@ def _riff_chunks(data, at):
 
 # %% ../nbs/parts/animations.ipynb #an-riff
 def _riff(*chunks):
-    "A WebP of these chunks (kind, body)."
+    "A WebP of these chunks (type, body)."
     parts = [k + struct.pack('<I', len(b)) + b + b'\0' * (len(b) % 2) for k, b in chunks]
     body = b'WEBP' + b''.join(parts)
     return b'RIFF' + struct.pack('<I', len(body)) + body

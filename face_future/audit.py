@@ -73,7 +73,7 @@ def same_picture(a: pd.Series, b: pd.Series) -> dict:
 
 # %% ../nbs/parts/audit.ipynb #aud-check-dups
 def _found_twice(rows: pd.DataFrame, pairs: pd.DataFrame, kind: str) -> dict:
-    "The finding for one kind of duplicates."
+    "The finding for one sort of duplicates."
     numbers = pairs.loc[pairs.kind == kind, ['i', 'j']].to_numpy()
     facts = [same_picture(rows.loc[i], rows.loc[j]) for i, j in numbers]
     items = [f['text'] for f in facts]
@@ -311,7 +311,7 @@ def captioned(labels: Labels, paths) -> list[tuple]:
 # %% ../nbs/parts/audit.ipynb #aud-plot-found
 @patch
 def plot_conflicts(self: AuditReport, n: int = 8):
-    "The first n pictures of each kind of conflict, with both words, or None if there are none."
+    "The first n pictures of each sort of conflict, with both words, or None if there are none."
     conflicts = [f for f in self.findings if f['check'].startswith('conflict')]
     paths = [p for f in conflicts for p in f['items'][:n]]
     return picture_grid(captioned(self.labels, paths), n) if paths else None
@@ -319,6 +319,6 @@ def plot_conflicts(self: AuditReport, n: int = 8):
 
 @patch
 def plot_duplicates(self: AuditReport):
-    "The first four pairs of duplicates, side by side, or None if there are none."
+    "The first four duplicates, side by side, or None if there are none."
     paths = self.labels.rows.path[self.pairs[['i', 'j']][:4].to_numpy().ravel()]
     return picture_grid(captioned(self.labels, paths), min(len(paths), 8)) if len(paths) else None

@@ -90,7 +90,7 @@ def _predictors(weights) -> dict:  # name -> `Predictor`
 
 # %% ../nbs/parts/bench.ipynb #v08b-sharefn
 def _share(name, ms, rates) -> dict:
-    "A row of `folder_shares`, from pairs of a folder's and the bare network's images a second."
+    "A row of `folder_shares`, from a folder's and the bare network's images a second."
     folder, bare = np.array(rates).T
     kept = np.median(folder / bare)
     return dict(backend=name, **ms, per_s=np.median(folder), bare_per_s=np.median(bare), kept=kept)

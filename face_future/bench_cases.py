@@ -139,7 +139,7 @@ def peer_cases(
     options.intra_op_num_threads = cpu_threads()
     try:
         session = ort.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
-    except Exception as e:  # ONNX Runtime has many kinds of its own
+    except Exception as e:  # ONNX Runtime has many types of its own
         raise ValueError(f'--peer {file}: no graph that ONNX Runtime can load ({e}).') from None
     name, shape, kind = _peer_input(session.get_inputs(), size)
     fixed = session.get_inputs()[0].shape[0]

@@ -25,7 +25,7 @@ def _cell(row) -> str:
 
 # %% ../nbs/parts/card.ipynb #k07d-cells
 def _head(row) -> str:
-    "A pair with its counts, where they are kept."
+    "A comparison with its counts, where they are kept."
     if 'n_fake' not in row:
         return row['pair']
     return f'{row["pair"]}<br>{row["n_fake"]} fakes, {row["n_real"]} photographs'

@@ -33,7 +33,7 @@ from face_future.cli_base import (
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-showreport
 def show_report(report):
-    "Print a report, a column a pair of sources, each figure with its interval, where it has one."
+    "Print a report, a column for each comparison, each figure with its interval, where it has one."
     from face_future.intervals import format_intervals
 
     shown = Table('', *report.pair.unique())
@@ -231,7 +231,7 @@ def evaluate(
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-showleftout
 def show_left_out(table):
-    "Print the mean AUROC of each left-out family, and its lowest pair."
+    "Print the mean AUROC of each left-out family, and its lowest comparison."
     shown = Table('left out', 'pairs', 'mean AUROC', 'lowest')
     for name, t in table.groupby('left_out', sort=False):
         worst = t.loc[t.auroc.idxmin()]

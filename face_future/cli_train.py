@@ -424,7 +424,7 @@ def figure(row: dict) -> str:  # row: value, lo, hi
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-pairline
 def pair_line(pair: str, rows: dict) -> str:  # rows: metric -> row
-    "The figures of a pair of sources, in a line."
+    "The figures of a comparison, in a line."
     counts = next(iter(rows.values()))
     figures = [f'{word} {figure(rows[k])}' for k, word in METRIC_WORDS.items() if k in rows]
     classes = f'{counts["n_fake"]} fakes, {counts["n_real"]} photographs'
@@ -432,7 +432,7 @@ def pair_line(pair: str, rows: dict) -> str:  # rows: metric -> row
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-figure
 def say_figures(s: dict):
-    "Print what the weights' settings `s` claim of the held-out images, a line a pair of sources."
+    "Print what the weights' settings `s` claim of the held-out images, a line a comparison."
     e = s['evaluation']
     typer.echo(
         f'{e["images"]} held-out images, {e["unsure"]} more unsure. Views {s["views"]}, '

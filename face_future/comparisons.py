@@ -15,7 +15,7 @@ from .intervals import intervals
 from .metrics import auroc, delong
 
 # %% ../nbs/parts/comparisons.ipynb #e07-reportfn
-MANY = 12  # from so many pairs on, the photographs of all sources stand together
+MANY = 12  # from so many comparisons on, the photographs of all sources stand together
 
 # %% ../nbs/parts/comparisons.ipynb #e07-oneclass
 def _one_class(source, fake) -> tuple[list, list]:
@@ -58,7 +58,7 @@ def report(
     threshold: float,  # at or above it: fake
     rounds: int = 1000,  # of the bootstrap
 ) -> pd.DataFrame:  # pair, n_fake, n_real, metric, value, lo, hi, how
-    "Every figure of every pair. Raises a `ValueError` where no image has a score."
+    "Every figure of every comparison (`pair`). Raises a `ValueError` where no image has a score."
     ok = table[table.score.notna()]
     if not len(ok):
         raise ValueError('None of the images has a score: there is nothing to measure.')

@@ -85,7 +85,7 @@ class FaceSet(ImageSet):
 # %% ../nbs/parts/datasets.ipynb #a01c-faceread
 @patch
 def read(self: FaceSet, kind, j):
-    "Image j and its `Face`, or of its pair the photograph (kind 2) or the reconstruction (3)."
+    "Image j and its `Face`, or of its pair the photograph (`kind` 2) or the reconstruction (3)."
     if kind > 1:
         return self.pairs[j].read(kind == 3)
     return read_rgb(self.files[j]), self.faces[j]
@@ -94,7 +94,7 @@ def read(self: FaceSet, kind, j):
 @patch
 def augmented(self: FaceSet, rgb: np.ndarray, face, kind, j):
     "The crop of a face after blending and augmentation, square, uint8."
-    alike = min(kind, 2)  # both halves of a pair
+    alike = min(kind, 2)  # both pictures of a pair
     seed = _seed_of(self.seed, self.epoch, j + alike * len(self))
     rgb, landmarks = self.cut(rgb, face, np.random.default_rng(seed))
     if kind == 1:

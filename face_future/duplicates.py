@@ -109,7 +109,7 @@ def near_pairs(a, b=None) -> pd.DataFrame:
     "Look-alikes (i, j, rmse) in `a` and `b`, or within `a` (N of 32×32×3), nearest first."
     other = a if b is None else b
     i, j = _candidates(a, other)
-    if b is None:  # each pair once, and nobody with himself
+    if b is None:  # each two pictures once, and nobody with himself
         i, j = np.unique(np.sort([i, j], axis=0), axis=1)
         i, j = i[i != j], j[i != j]
     compared = [(m, n, *_difference(a[m], other[n])) for m, n in zip(i, j)]
@@ -127,7 +127,7 @@ def _exact_pairs(ok: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/parts/duplicates.ipynb #lab-duplicates
 def duplicates(images: pd.DataFrame) -> pd.DataFrame:
-    "Pairs (i, j, rmse, kind) of rows of `scan`'s table. A kind is 'exact' (same pixels) or 'near'."
+    "Duplicates (i, j, rmse, kind) in `scan`'s table: 'exact' (the same pixels) or 'near'."
     ok = images[images.error == '']
     near = near_pairs(ok.thumb.tolist()).assign(kind='near')
     near['i'], near['j'] = ok.index[near.i], ok.index[near.j]

@@ -74,7 +74,7 @@ def _draw_curve(ax, table: pd.DataFrame, threshold: float, **style):
 
 # %% ../nbs/07_evaluate.ipynb #e07-roc
 def draw_roc(ax, table: pd.DataFrame, threshold: float):
-    "The ROC curve of each pair of `table` on matplotlib's `ax`, with a dot at the threshold."
+    "The ROC curve of each comparison in `table` on matplotlib's `ax`, with a dot at the threshold."
     curves = [(name, table[mask]) for name, mask in pairs(table.source, table.fake)]
     curves = [(name, t) for name, t in curves if t.fake.nunique() == 2]  # one class: no curve
     hardest = sorted(curves[1:], key=lambda c: auroc(c[1].fake, c[1].score))[:5]
@@ -103,7 +103,7 @@ def draw_scores(ax, table: pd.DataFrame, threshold: float):
 
 # %% ../nbs/07_evaluate.ipynb #e07-draw
 def draw_report(table: pd.DataFrame, threshold: float):
-    "ROC by pair, reliability, and the scores of both classes, as one matplotlib figure."
+    "ROC by comparison, reliability, and the scores of both classes, as one matplotlib figure."
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), dpi=70, layout='constrained')

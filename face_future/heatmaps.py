@@ -104,7 +104,7 @@ KINDS = (('fake', 'fake'), ('real', 'real'), ('real', 'fake'), ('fake', 'real'))
 def surest(
     truth: np.ndarray, verdict: np.ndarray, lean, n: int
 ) -> dict:  # (truth, verdict) to indices
-    "Of each kind that there is, the `n` cases that lean farthest, or a `ValueError` without any."
+    "For each truth and verdict the `n` cases that lean farthest, or a `ValueError` without any."
     found = {(t, v): np.flatnonzero((truth == t) & (verdict == v)) for t, v in KINDS}
     if not any(map(len, found.values())):
         raise ValueError('All of these pictures are unsure: no verdict to show. Take more.')
@@ -116,12 +116,12 @@ def grid(
     cams: np.ndarray,  # N × h × w
     truth: np.ndarray,  # N: `real` or `fake`
     verdict: np.ndarray,  # N: `real` or `fake`
-    n: int = 4,  # of each kind
+    n: int = 4,  # for each truth and verdict
     zero: float = 0.0,  # see `colour`
     file: str | Path | None = None,
     dpi: int = 100,
 ):
-    "Right and wrong verdicts with their maps: of each kind the `n` farthest from `zero`."
+    "Right and wrong verdicts with their maps: of each the `n` farthest from `zero`."
     import matplotlib.pyplot as plt
 
     from face_future.plots import save_figure

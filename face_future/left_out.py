@@ -39,7 +39,7 @@ def left_out_scores(
 
 # %% ../nbs/parts/left_out.ipynb #p07l-table
 def _compared(run):
-    "Pairs (fakes, photographs) of a run's scores of which one source was left out of training."
+    "Each source of fakes with each of photographs, where the run left one of the two out."
     for _, fakes in run[run.fake].groupby('source'):
         for _, photos in run[~run.fake].groupby('source'):
             enough = min(len(fakes), len(photos)) >= 2
@@ -50,7 +50,7 @@ def _compared(run):
 def left_out_table(
     scores: pd.DataFrame,  # tables of `left_out_scores`, one under the other
 ) -> pd.DataFrame:  # left_out, fake, real, n_fake, n_real, auroc, lo, hi (95 %)
-    "AUROC of each pair of sources of which the run had not seen the one or the other."
+    "AUROC of each two sources, fakes and photographs, where the run had left one of them out."
     rows = []
     for name, run in scores[scores.logit.notna()].groupby('left_out', sort=False):
         for fakes, photos in _compared(run):

@@ -111,7 +111,7 @@ def _png_parts(data, moving=False):
 
 # %% ../nbs/parts/reading.ipynb #d01-webp-parts
 def _webp_chunks(data):
-    "The chunks of a WebP, as (kind, start, length of the body, end)."
+    "The chunks of a WebP, as (type, start, length of the body, end)."
     at = 12
     while at + 8 <= len(data):
         size = int.from_bytes(data[at + 4 : at + 8], 'little')

@@ -139,7 +139,7 @@ def _short(value):
 
 # %% ../nbs/parts/robustness.ipynb #r07c-drawfn
 def draw_matrix(table: pd.DataFrame, metric: str = 'auroc', ax=None):  # -> matplotlib's axes
-    "A heat map of one metric of `robustness`: corruptions down, pairs across."
+    "A heat map of one metric of `robustness`: corruptions down, comparisons across."
     import matplotlib.pyplot as plt
 
     t = table[table.metric == metric]

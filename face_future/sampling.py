@@ -108,7 +108,7 @@ def balanced_sample(
     latent: float = 0.0,
     seed: int = 42,
     epoch: int = 0,
-) -> list:  # indices into `rows`, plus len(rows) × kind, see `FaceSet`
+) -> list:  # indices into `rows`, plus len(rows) × `kind`, see `FaceSet`
     "The images of an epoch, in order."
     cells = sampling_weights(rows, balance, blends, latent).assign(n=0)
     pairs = round(latent * n / 2)

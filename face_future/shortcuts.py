@@ -169,7 +169,7 @@ def shortcuts(labels: Labels, images: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/parts/shortcuts.ipynb #aud-plot-shortcuts
 def new_axes(**kw):
-    "One small pair of axes."
+    "One small plot."
     return plt.subplots(dpi=72, layout='constrained', **kw)[1]
 
 # %% ../nbs/parts/shortcuts.ipynb #sho-plot

@@ -97,7 +97,7 @@ def _ends_new_block(key: str, large: dict, small: dict) -> bool:
 @torch.no_grad()
 def grow(
     small: nn.Module,  # a timm EfficientNet with trained weights
-    large: nn.Module,  # a wider or deeper one of the same family, at random, changed in place
+    large: nn.Module,  # a wider or deeper one of the same design, at random, changed in place
 ) -> nn.Module:  # `large`
     "Make `large` compute what `small` does: in eval mode its first features are `small`'s."
     old = small.state_dict()

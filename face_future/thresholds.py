@@ -121,7 +121,7 @@ def _photographs(held, sources):
 
 # %% ../nbs/parts/thresholds.ipynb #c07b-both
 def _both_thresholds(photos, fakes, unseen, fpr: tuple, miss: tuple) -> dict:
-    "Both thresholds, for pairs of a rate (None: no guarantee) and over which sources it is kept."
+    "Both thresholds. `fpr`, `miss`: a rate (None: no guarantee), and the sources that keep it."
     high = 0.5 if fpr[0] is None else _threshold(photos, unseen, *fpr)
     low = high if miss[0] is None else min(high, _lower_threshold(fakes, unseen, *miss))
     return dict(threshold=high, lower_threshold=low)

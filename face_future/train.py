@@ -58,7 +58,7 @@ def _check_batch(recipe: Recipe):
             'images at once, so give 2 or more.'
         )
 
-# %% ../nbs/03_train.ipynb #t03-check
+
 def check_recipe(recipe: Recipe):
     "A `ValueError` that names the option, for a recipe that can't work."
     check_limits(recipe)
@@ -115,7 +115,7 @@ def _preprocess(recipe):
         detector=DETECTOR if recipe.crop == 'face' else '',
     )
 
-# %% ../nbs/03_train.ipynb #t03-teachers
+
 def _teachers(recipe: Recipe, labels: Labels, preprocess: Preprocess) -> list:
     "The teachers of a run. Those that can't teach it are refused here, before any work."
     teachers = load_teachers(recipe.teachers, preprocess, labels.fake_means)

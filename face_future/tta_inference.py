@@ -53,13 +53,13 @@ VIEW_SETS = dict(
     turns=tuple(VIEWS),
 )
 
-# %% ../nbs/04_tta_inference.ipynb #p04-named
+
 def _named_views(text: str) -> tuple:
     "What a text names: a set, by its name of today or an old one, or single views with commas."
     name = OLD_VIEWS.get(text, text)
     return VIEW_SETS.get(name) or tuple(v.strip() for v in name.split(','))
 
-# %% ../nbs/04_tta_inference.ipynb #p04-getviews
+
 def get_views(
     views: str | list | tuple,  # a name from `VIEW_SETS`, or names from `VIEWS`, maybe with commas
 ) -> tuple:  # names of single views
