@@ -30,7 +30,7 @@ from face_future.cli_base import (
     is_watched,
 )
 from .files import short
-from .recipe import Recipe, meanings
+from .recipe import Recipe, going_on, meanings
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-readfolders
 def _read_folders(real, fake, fake_means, one_is_enough):
@@ -402,8 +402,9 @@ def train(
     from face_future.labels import Labels
     from face_future.train import train as run
 
-    recipe = Recipe(**recipe_fields(given, whole_image))
-    check_start(recipe, out)
+    given = recipe_fields(given, whole_image)
+    check_start(Recipe(**given), out)
+    recipe = going_on(**given)
     watched = is_watched(sys.stdout)
     more = dict(figures_from=figures_from, about=about, progress=watched)
     more['cbs'] = [] if watched else [EpochLines()]

@@ -218,6 +218,17 @@ def _fitting(state: dict, net: nn.Module) -> list[str]:
     own = {k: _own(state, k) for k in numbers}
     return [k for k in numbers if own[k].keys() <= names and not misfits(net, own[k], head=False)]
 
+# %% ../nbs/parts/ensemble.ipynb #n02-ownhead
+def _own_head(state: dict, k: int, net: nn.Module, arch: str) -> dict:
+    "Member `k`'s columns of the common head, and its bias, under the names that `net` gives them."
+    name, before = net.default_cfg.get('classifier'), members(arch)[:k]
+    if not isinstance(name, str) or HEAD[0] not in state or '' in before:
+        return {}
+    with torch.device('meta'):  # without memory for their weights
+        start = sum(timm.create_model(n, num_classes=0).num_features for n in before)
+    weight = state[HEAD[0]][:, start : start + net.num_features]
+    return {f'{name}.weight': weight, f'{name}.bias': state[HEAD[1]]}
+
 # %% ../nbs/parts/ensemble.ipynb #n02-membernames
 def _member_names(settings: Mapping | None) -> dict:  # number -> file
     "The files that an ensemble was made of, as far as its settings (nobody checked them) say."
@@ -232,7 +243,7 @@ def member_state(
     net: nn.Module,
     settings: Mapping | None = None,  # of the ensemble's file, to name its members
 ) -> dict:
-    "Of an ensemble's tensors those of the one member that fits `net`, without head. Others stay."
+    "Of an ensemble's tensors those of the one member that fits `net`. Others stay as they are."
     fitting = [] if isinstance(net, Ensemble) else _fitting(state, net)
     if len(fitting) > 1:
         files = _member_names(settings)
@@ -243,4 +254,7 @@ def member_state(
             f'Of this ensemble, members {told} fit the network alike. '
             'Give the file of the one to start from.'
         )
-    return _own(state, fitting[0]) if fitting else state
+    if not fitting:
+        return state
+    arch = (settings or {}).get('arch', '')
+    return _own(state, fitting[0]) | _own_head(state, int(fitting[0]), net, arch)

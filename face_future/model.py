@@ -72,14 +72,17 @@ def create_model(
     arch: str = 'efficientnet_b4',  # any timm name, or two with a plus (see parts/ensemble)
     weights: str | Path = 'hub',  # `hub` (ImageNet), a file, a packaged name, or `random`
     classes: int = 2,  # outputs: real, fake
+    fake_means: str | None = None,  # in the data: a head that means the opposite starts anew
     **kwargs,  # on to timm: drop_rate, drop_path_rate, …
 ) -> nn.Module:  # images N × 3 × S × S -> logits N × 2
-    "A timm network whose head starts at zero, or a `WeightsError` if its weights can't be had."
+    "A timm network, or a `WeightsError` if its weights can't be had. A new head starts at zero."
     model = _from_timm(arch, weights, classes, kwargs)
     _zero_head(model)
     if weights not in ('hub', 'random'):
         state, settings = read_state(find_weights(weights))
         fit_state(model, member_state(state, model, settings), Path(weights).name, head=False)
+        if fake_means and (settings or {}).get('fake_means', fake_means) != fake_means:
+            _zero_head(model)
     return model
 
 # %% ../nbs/02_model.ipynb #m02-stages

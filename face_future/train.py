@@ -81,11 +81,11 @@ def auroc_se(preds, targs):
     return metrics.auroc_error(targs.cpu(), (preds[:, 1] - preds[:, 0]).float().cpu())
 
 # %% ../nbs/03_train.ipynb #t03-getlearner
-def get_learner(dls, recipe: Recipe) -> Learner:
+def get_learner(dls, recipe: Recipe, fake_means: str | None = None) -> Learner:
     "A `Learner` with everything of the recipe but its teachers and the files it writes."
     set_seed(recipe.seed, reproducible=False)
     drop = dict(drop_rate=recipe.drop, drop_path_rate=recipe.drop_path)
-    net = create_model(recipe.arch, recipe.init, **drop)
+    net = create_model(recipe.arch, recipe.init, fake_means=fake_means, **drop)
     areas = [AccumMetric(f, flatten=False) for f in (auroc, auroc_se)]
     learn = Learner(
         dls,
@@ -159,7 +159,7 @@ def train(
     rows = get_rows(labels, recipe, progress)
     check_classes(rows)
     dls = get_loaders(rows, labels.root, recipe, preprocess, labels.fake_means)
-    learn = get_learner(dls, recipe)
+    learn = get_learner(dls, recipe, labels.fake_means)
     settings = {**provenance(labels, rows, recipe, preprocess), 'about': about}
     checkpoint = Checkpoint(out, recipe, settings, row_checksums(rows))
     taught = teacher_callbacks(recipe, teachers, dls.train.rows)
