@@ -89,7 +89,7 @@ def draw_roc(ax, table: pd.DataFrame, threshold: float):
     ax.set(xscale='log', xlim=(1e-3, 1))  # few false alarms are what matters
     ax.set_title('ROC, with dots at the threshold')
     if ax.lines:
-        ax.legend(fontsize=6.5, loc='lower right')
+        ax.legend(fontsize=7.5, labelspacing=0.2, handlelength=1.2, loc='lower right')
 
 # %% ../nbs/07_evaluate.ipynb #e07-hist
 def draw_scores(ax, table: pd.DataFrame, threshold: float):
@@ -99,14 +99,15 @@ def draw_scores(ax, table: pd.DataFrame, threshold: float):
         ax.hist(some, 30, alpha=0.6, color=COLOURS[word], label=kind)
     ax.axvline(threshold, color='k', lw=0.8, ls='--')
     ax.set(xlabel='score', ylabel='images', title='scores', yscale='log')
-    ax.legend(fontsize=7)
+    ax.margins(y=0.3)  # room for the legend above the tallest bar
+    ax.legend(fontsize=8, ncols=2, loc='upper center')
 
 # %% ../nbs/07_evaluate.ipynb #e07-draw
 def draw_report(table: pd.DataFrame, threshold: float):
     "ROC by comparison, reliability, and the scores of both classes, as one matplotlib figure."
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), dpi=70, layout='constrained')
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.8), dpi=90, layout='constrained')
     t = table[table.score.notna()]
     draw_roc(axes[0], t, threshold)
     if t.score.between(0, 1).all():

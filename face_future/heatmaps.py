@@ -70,11 +70,15 @@ def overlay(
     zero: float = 0.0,  # see `colour`
     full: float = None,
     strength: float = STRENGTH,
+    grey: float = 0.0,  # how much of the picture's own colour is taken away, 0 to 1
 ) -> np.ndarray:  # S × S × 3, uint8
-    "A picture with the map over it."
+    "A picture with the map over it. Its own colours may be mistaken for heat: `grey` helps."
     rgba = colour(cam, len(crop), zero, full, strength).astype(np.float32)
     alpha = rgba[..., 3:] / 255
-    return (np.asarray(crop) * (1 - alpha) + rgba[..., :3] * alpha).round().astype(np.uint8)
+    plain = np.asarray(crop) * (1.0 - grey)
+    if grey:
+        plain = plain + grey * cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)[..., None]
+    return (plain * (1 - alpha) + rgba[..., :3] * alpha).round().astype(np.uint8)
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-somecam
 def some_cam(p):

@@ -65,8 +65,8 @@ def _show(ax, seen: Seen, j: int, i: int) -> None:
     ax.imshow(seen.crops[j])
     ax.set_xticks([])
     ax.set_yticks([])
-    own = ', same group' if j != i and row.group == seen.table.group[i] else ''
-    ax.set_title(f'{row.source}{own}\n{row.truth}, called {row.verdict}', fontsize=6)
+    own = 'same group\n' if j != i and row.group == seen.table.group[i] else ''
+    ax.set_title(f'{own}{row.source}\n{row.truth}, called {row.verdict}', fontsize=8)
     for side in ax.spines.values():
         side.set(color=colours(['real', 'fake'])[row.truth], lw=3)
 
@@ -80,7 +80,7 @@ def strips(
     dpi: int = 100,
 ) -> None:
     "A strip for each of `rows`: the picture, and its `k` nearest neighbours in the features."
-    size = (1.15 * (k + 1), 1.45 * len(rows))
+    size = (1.35 * (k + 1), 1.8 * len(rows))
     shape = (len(rows), k + 1)
     fig, axs = plt.subplots(*shape, figsize=size, dpi=dpi, squeeze=False, layout='constrained')
     for strip, i in zip(axs, rows):
