@@ -86,7 +86,7 @@ readme: $(VENV)/.installed-dev ## write the table of results in README.md from t
 stamp: $(VENV)/.installed-dev ## note that TABLES of results were measured with the packaged WEIGHTS (faces)
 	@"$(BIN)/python" tools/checksums.py $(or $(WEIGHTS),faces) $(TABLES)
 
-export: $(VENV)/.installed-dev ## make the graphs beside the packaged weights anew; measures bf16 where LABELS is there
+export: $(VENV)/.installed-dev ## make the graphs beside the packaged weights anew; measures bf16 with LABELS
 	@"$(BIN)/face_future" export challenge --images data/sample
 	@"$(BIN)/face_future" export faces --images data/sample $(if $(wildcard $(LABELS)),--labels-file "$(LABELS)")
 	@"$(BIN)/face_future" export faces-small --images data/sample $(if $(wildcard $(LABELS)),--labels-file "$(LABELS)")
@@ -97,7 +97,7 @@ bench: $(VENV)/.installed-dev ## time every backend, BESIDE=other weights and PE
 lab: $(VENV)/.installed-dev ## open the notebooks in JupyterLab
 	@PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/jupyter" lab $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root) nbs
 
-hooks: $(VENV)/.installed-dev ## git and Jupyter hooks: clean and merge notebooks, check the style before a commit
+hooks: $(VENV)/.installed-dev ## git and Jupyter hooks: clean and merge notebooks, check the style first
 	@PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/nbdev_install_hooks"
 	@hook="$$(git rev-parse --git-path hooks)/pre-commit"; \
 	if [ -e "$$hook" ] && ! cmp -s tools/pre-commit "$$hook"; then \
