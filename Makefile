@@ -83,21 +83,21 @@ book: $(VENV)/.installed-dev ## read every notebook in a real Jupyter kernel: no
 readme: $(VENV)/.installed-dev ## write the table of results in README.md from the packaged weights
 	@"$(BIN)/python" tools/readme.py
 
-stamp: $(VENV)/.installed-dev ## note that TABLES in nbs/reports/results were just measured with the packaged WEIGHTS (faces)
+stamp: $(VENV)/.installed-dev ## note that TABLES of results were measured with the packaged WEIGHTS (faces)
 	@"$(BIN)/python" tools/checksums.py $(or $(WEIGHTS),faces) $(TABLES)
 
-export: $(VENV)/.installed-dev ## make the graphs beside the packaged weights anew; measures bf16 where LABELS is there
+export: $(VENV)/.installed-dev ## make the graphs beside the packaged weights anew; measures bf16 with LABELS
 	@"$(BIN)/face_future" export challenge --images data/sample
 	@"$(BIN)/face_future" export faces --images data/sample $(if $(wildcard $(LABELS)),--labels-file "$(LABELS)")
 	@"$(BIN)/face_future" export faces-small --images data/sample $(if $(wildcard $(LABELS)),--labels-file "$(LABELS)")
 
-bench: $(VENV)/.installed-dev ## time every backend, BESIDE=other weights and PEER=other.onnx, against the original submission's way and the processor's limit; minutes, on an idle machine
+bench: $(VENV)/.installed-dev ## time every backend, BESIDE=other weights and PEER=other.onnx; takes minutes
 	@"$(BIN)/face_future" bench "$(SAMPLE)" --compiled $(if $(BESIDE),--beside "$(BESIDE)") $(if $(PEER),--peer "$(PEER)") --out nbs/reports/results/speed.csv
 
 lab: $(VENV)/.installed-dev ## open the notebooks in JupyterLab
-	@PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/jupyter" lab nbs
+	@PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/jupyter" lab $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root) nbs
 
-hooks: $(VENV)/.installed-dev ## git and Jupyter hooks: clean and merge notebooks, check the style before a commit
+hooks: $(VENV)/.installed-dev ## git and Jupyter hooks: clean and merge notebooks, check the style first
 	@PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/nbdev_install_hooks"
 	@hook="$$(git rev-parse --git-path hooks)/pre-commit"; \
 	if [ -e "$$hook" ] && ! cmp -s tools/pre-commit "$$hook"; then \

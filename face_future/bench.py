@@ -259,6 +259,7 @@ def run_bench(
     width: int = 4000,  # longer side of the large pictures, pixels
     peer: str | Path | None = None,  # another detector, see `peer_cases`
     beside: str | Path | None = None,  # other weights of ours, see `beside_cases`
+    say=None,  # see `take_turns`
 ) -> pd.DataFrame:  # as from `take_turns`, and gflop (an image), gflop_s, share of the limit
     "The benchmark: time every case in turns, and remember the backends, fastest first."
     facts = machine()
@@ -269,7 +270,7 @@ def run_bench(
     cases = _small_cases(file, files, model, settings, compiled, others)
     with tempfile.TemporaryDirectory() as folder:
         cases += large_cases(file, files, folder, width)
-        table = add_shares(take_turns(cases, rounds, seconds))
+        table = add_shares(take_turns(cases, rounds, seconds, say))
     _remember_fastest(table)
     if out:
         keep_record(table, out, file, settings, files, rounds=rounds, seconds=seconds, **facts)

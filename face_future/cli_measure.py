@@ -545,7 +545,8 @@ def bench(
     from face_future.submission import folder_images
 
     check_file_writable(out)
-    others = dict(peer=peer, beside=beside)
+    say = (lambda case: typer.echo(f'timing {case}', err=True)) if is_watched() else None
+    others = dict(peer=peer, beside=beside, say=say)
     table = run_bench(folder_images(folder), weights, rounds, seconds, compiled, out, **others)
     show_speeds(table)
     if out:

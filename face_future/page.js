@@ -284,9 +284,10 @@ function findings(card, list) {
 function magnify(item, box) {
   const image = $('.frame > img', item.card), lens = $('#enlarged'), { width, height } = item.answer.image, scale = image.naturalWidth / width;
   if (!image.naturalWidth) return;
-  const side = 1.4 * Math.max(box.width, box.height), x = Math.max(0, box.left + box.width / 2 - side / 2), y = Math.max(0, box.top + box.height / 2 - side / 2);
-  const w = Math.min(side, width - x), h = Math.min(side, height - y), times = Math.max(1, 640 / Math.max(w, h));
+  const side = 1.2 * Math.max(box.width, box.height), x = Math.max(0, box.left + box.width / 2 - side / 2), y = Math.max(0, box.top + box.height / 2 - side / 2);
+  const w = Math.min(side, width - x), h = Math.min(side, height - y), times = Math.max(1, 1600 / Math.max(w, h));
   lens.width = w * times; lens.height = h * times; lens.setAttribute('aria-label', image.alt);
+  lens.getContext('2d').imageSmoothingQuality = 'high';
   lens.getContext('2d').drawImage(image, x * scale, y * scale, w * scale, h * scale, 0, 0, lens.width, lens.height);
   $('#lens').showModal();
 }
@@ -396,7 +397,7 @@ async function about() {
   const m = model = await answer.json();
   limits = m.limits; $('#linkform').hidden = !limits.fetch_urls; $('#limits').textContent = t('up_to', { mb: limits.max_body_mb });
   $('[data-t=hint]').textContent = new Intl.ListFormat(LANGUAGE, { type: 'disjunction' }).format(limits.formats.map((f) => ({ WEBP: 'WebP', HEIF: 'HEIC' })[f] || f));
-  $('#weights').textContent = `${t('weights')} ${m.name}, sha256 ${m.sha256.slice(0, 12)}…, ${t('version')} ${m.version} · `;
+  $('#weights').textContent = `${t('weights')} ${m.name}, sha256 ${m.sha256.slice(0, 12)}…, ${t('version')} ${m.version}${/^research and non-commercial use only/.test(m.card?.licence) ? `, ${t('noncommercial')}` : ''} · `;
   $('#errs').textContent = errs(); $('#errs').hidden = !errs();
   for (const item of visit) rates(item);
 }

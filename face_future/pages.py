@@ -105,7 +105,8 @@ def add_docs(app):
 # %% ../nbs/parts/pages.ipynb #pg-app
 ABOUT = (
     'Tells photographs of faces from AI-made and manipulated ones. A verdict is a reason to '
-    'look closer, never proof.'
+    'look closer, never proof. The licence is that of the code: the packaged weights for faces are '
+    'for research and non-commercial use only.'
 )
 
 # %% ../nbs/parts/pages.ipynb #pg-described

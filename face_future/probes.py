@@ -9,7 +9,7 @@ __all__ = ['facts', 'health', 'ready', 'metrics']
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from .admission import service_of
+from .admission import not_ready, service_of
 from .drain import LEAVING
 from .errors import errors
 from .guard import Problem
@@ -24,7 +24,9 @@ def health() -> dict:
     return dict(status='alive')
 
 # %% ../nbs/parts/probes.ipynb #pr-ready
-@facts.get('/ready', summary='Are the weights loaded and self-tested?', responses=errors(503))
+@facts.get(
+    '/ready', summary='Are the weights loaded and self-tested?', responses=errors(not_ready())
+)
 def ready(request: Request) -> dict:
     "What was tested, what is served, and how many slots are free."
     service = service_of(request)
@@ -44,7 +46,7 @@ def ready(request: Request) -> dict:
     '/metrics',
     summary='For Prometheus',
     response_class=Response,
-    responses={200: {'content': {'text/plain': {}}}, **errors(503)},
+    responses={200: {'content': {'text/plain': {}}}, **errors(not_ready())},
 )
 def metrics(request: Request):
     "What the service has counted."

@@ -48,11 +48,14 @@ class Verdict(Named):
     "The verdict on a face, or on a picture as a whole."
 
     prediction: Literal['real', 'fake'] = Field(
-        description='The likelier of two words, even where the verdict is unsure. '
-        'Here fake is synthesised or manipulated.'
+        description='One of two words, even where the verdict is unsure: fake if p_fake is at or '
+        'above the threshold, else real. Here fake is synthesised or manipulated.'
     )
     confidence: float = Field(
-        ge=0, le=1, description='In the prediction: .5 at the threshold, up to 1.'
+        ge=0,
+        le=1,
+        description='In the prediction: .5 where p_fake is at the threshold, 1 where it is 0 or 1. '
+        'It is no probability.',
     )
     verdict: Literal['real', 'fake', 'unsure'] = Field(description='The word to act on.')
     unsure_reasons: list[str] = Field(

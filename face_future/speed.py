@@ -52,9 +52,12 @@ def take_turns(
     cases: list[dict],  # made by `case`
     rounds: int = 5,
     seconds: float = 1.0,  # for each case, each round, and for at least one call
+    say=None,  # is told what each case is, as it begins
 ) -> pd.DataFrame:  # a row a case: its facts, per_s (median of the rounds) …, p95_ms, calls
     "Time all cases in turns."
     for c in cases:
+        if say:
+            say(' '.join(str(c[k]) for k in ('what', 'batch', 'streams') if k in c))
         c['run']()  # warm up
     times = [[] for _ in cases]
     for _ in range(rounds):
