@@ -7,6 +7,8 @@ imports face_future, whose parts/files does the same and more.
 import csv
 import json
 import os
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -79,3 +81,25 @@ def read_recipe(file: str | Path = RECIPE) -> dict:
         if key not in recipe or (inside and key not in ('boost', 'left_out')):
             stop(f'{file}: lacks {key} {" ".join(sorted(inside))}. All keys are in faces.json.')
     return recipe
+
+
+@contextmanager
+def stopped_by_signals(run):
+    "Within, SIGTERM and Ctrl-C set `run.stopped`, so that it ends with a checkpoint."
+
+    def ask(*_):
+        run.stopped = True
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say_end(run, out: Path):
+    "Print how far a run has come."
+    how = 'stopped (--resume goes on)' if run.stopped else 'done'
+    far = f'step {run.step}, {run.images} images, {run.seconds / 60:.1f} min'
+    print(f'{out.name}: {how} at {far}')

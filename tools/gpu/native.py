@@ -14,7 +14,6 @@ are unseen. `parts` are packed without shrinking: see README.md. Two processor c
 import argparse
 import json
 import random
-import signal
 import sys
 import time
 from pathlib import Path
@@ -23,7 +22,16 @@ import cv2
 import numpy as np
 import torch
 import weights
-from common import RECIPE, log_line, need, read_recipe, stop, write_whole
+from common import (
+    RECIPE,
+    log_line,
+    need,
+    read_recipe,
+    say_end,
+    stop,
+    stopped_by_signals,
+    write_whole,
+)
 from left_out import fill_body
 from nets import Autoencoder, make_net, normalised, read_state
 from pictures import corrupted, resized
@@ -108,9 +116,9 @@ def reconstruct_all(crops, files: list, folder: Path, a) -> PairStore:
         batch = torch.from_numpy(photo)[None]
         fake = net.reconstruct(batch, noise, side, cubic=True, twice=rng.random() < 0.12)
         store.put(k, row, photo, fake[0].numpy(), False)
-        if sys.stderr.isatty() or k % 200 == 0:
-            print(f'\r{k + 1} of {len(todo)} squares reconstructed', end='', flush=True)
-    print(f'\r{len(todo)} squares reconstructed' + 12 * ' ', flush=True)
+        if sys.stdout.isatty() or (k + 1) % 200 == 0:
+            print(f'{k + 1} of {len(todo)} squares reconstructed', end='\r', flush=True)
+    print(f'{len(todo)} squares reconstructed', flush=True)
     return store
 
 
@@ -348,18 +356,9 @@ def train_until_done(a) -> Run:
     check_training(a)
     a.out.mkdir(parents=True, exist_ok=True)
     run = Run(a)
-
-    def asked_to_stop(*_):
-        run.stopped = True
-
-    before = {s: signal.signal(s, asked_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with stopped_by_signals(run):
         run.train()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    how = 'stopped (--resume goes on)' if run.stopped else 'done'
-    print(f'{a.out.name}: {how} at {run.images} images, {run.seconds / 60:.1f} min')
+    say_end(run, a.out)
     return run
 
 

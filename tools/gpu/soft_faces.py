@@ -8,7 +8,6 @@ shown. Two processor cores are enough: face_future's `detail_grid` sees 100 pict
 
 import argparse
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pictures
 import timm
 import torch
 import weights
-from common import RECIPE, log_line, read_recipe, stop, write_whole
+from common import RECIPE, log_line, read_recipe, say_end, stop, stopped_by_signals, write_whole
 from nets import fill, member_of, normalised, read_state
 from pictures import (
     blurred,
@@ -262,18 +261,9 @@ def main(args=None) -> Run:
     run = Run(a)
     if a.resume:
         run.resume()
-
-    def asked_to_stop(*_):
-        run.stopped = True
-
-    before = {s: signal.signal(s, asked_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with stopped_by_signals(run):
         run.train()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    how = 'stopped (--resume goes on)' if run.stopped else 'done'
-    print(f'{a.out.name}: {how} at {run.images} images, {run.seconds / 60:.1f} min')
+    say_end(run, a.out)
     return run
 
 

@@ -9,13 +9,22 @@ the weights. SIGTERM and Ctrl-C end it in good order: `timeout 500 python …`, 
 import argparse
 import hashlib
 import math
-import signal
 import time
 from pathlib import Path
 
 import torch
 import weights
-from common import HERE, RECIPE, log_line, need, read_recipe, stop, write_whole
+from common import (
+    HERE,
+    RECIPE,
+    log_line,
+    need,
+    read_recipe,
+    say_end,
+    stop,
+    stopped_by_signals,
+    write_whole,
+)
 from nets import Student, fill, member_of, normalised, parameter_groups, read_state
 from teaching import Eyes, PairMaker, Teacher, loader
 from torch.nn import functional as F
@@ -438,21 +447,12 @@ def prepare(a) -> Run:
 def main(args=None) -> Run:
     a = arguments(args)
     run = prepare(a)
-
-    def asked_to_stop(*_):
-        run.stopped = True
-
-    before = {s: signal.signal(s, asked_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        run.train(a.log_every, a.save_minutes)
+        with stopped_by_signals(run):
+            run.train(a.log_every, a.save_minutes)
     finally:
         run.end()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    how = 'stopped (--resume goes on)' if run.stopped else 'done'
-    print(
-        f'{a.out.name}: {how} at step {run.step}, {run.images} images, {run.seconds / 60:.1f} min'
-    )
+    say_end(run, a.out)
     return run
 
 
