@@ -248,14 +248,15 @@ class Couples:
         how = self.recipe['corruption'], self.recipe['size']
         return [corrupted(x, random.Random(s), *how) for x, s in zip(two, seeds, strict=True)]
 
-    def draw_safely(self) -> tuple:
-        "`draw`, again if OpenCV stumbles over an odd face. The fifth time, the error is raised."
-        for left in range(4, -1, -1):
-            try:
-                return self.draw()
-            except (cv2.error, ValueError):
-                if not left:
-                    raise
+
+def safely(draw):
+    "What `draw()` gives, again if OpenCV stumbles over an odd face. The fifth error is raised."
+    for left in range(4, -1, -1):
+        try:
+            return draw()
+        except (cv2.error, ValueError):
+            if not left:
+                raise
 
 
 def worker_seed(seed: int) -> int:
@@ -279,7 +280,7 @@ class Batches(IterableDataset):
             x = np.empty((self.batch, size, size, 3), np.uint8)
             about = np.empty((self.batch, 3), np.int64)
             for i in range(0, self.batch, 2):
-                kind, rows, two = couples.draw_safely()
+                kind, rows, two = safely(couples.draw)
                 x[i : i + 2] = two
                 about[i : i + 2] = [(fake, kind, row) for fake, row in enumerate(rows)]
             yield torch.from_numpy(x), torch.from_numpy(about)

@@ -18,7 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import weights
@@ -33,7 +32,7 @@ from common import (
     write_whole,
 )
 from left_out import fill_body
-from nets import Autoencoder, make_net, normalised, read_state
+from nets import Autoencoder, fill, make_net, normalised, read_state
 from pictures import corrupted, resized
 from safetensors.torch import save_file
 from teaching import loader
@@ -42,7 +41,7 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 from train import Learner, margin_of, rate_at
 
-from data import PairStore, Sources, crops_without, worker_seed
+from data import Crops, PairStore, Sources, crops_without, read_parts, safely, worker_seed
 
 ARCH = 'tf_efficientnet_lite0'
 STAGES = 4  # of the network's seven: the last map has a sixteenth of the square's side
@@ -128,7 +127,6 @@ class Squares(IterableDataset):
     def __init__(self, crops, store: PairStore | None, recipe: dict, a):
         self.crops = crops
         self.store = store
-        self.recipe = recipe
         self.share = a.reconstructions if store else 0
         self.sources = Sources(crops, recipe) if self.share < 1 else None
         self.batch = a.batch
@@ -181,10 +179,7 @@ class Squares(IterableDataset):
         while True:
             x = []
             while len(x) < self.batch:
-                try:
-                    x += self.couples(rng)
-                except (cv2.error, ValueError):
-                    continue  # an odd face
+                x += safely(lambda: self.couples(rng))
             yield torch.from_numpy(np.stack(x[: self.batch])), fake
 
 
@@ -300,16 +295,19 @@ def look_at(net: Patches, rgb: np.ndarray, box, how: dict) -> tuple:  # mean, hi
 
 
 def measure(a):
-    "Write what the network says of each packed face: path, source, fake, group, mean, quarter."
-    net = Patches()
-    state, settings = read_state(a.weights, 'weights of native.py'), weights.inside(a.weights)
-    net.load_state_dict(state)
-    net.eval()
-    crops = crops_without(a.parts, None, {})
+    "Write what the network says of each packed face: source, group, fake, mean, quarter."
+    settings = weights.inside(need(a.weights, 'weights of native.py'))
+    net = fill(Patches(), read_state(a.weights, 'weights of native.py'), a.weights).eval()
+    crops = Crops(read_parts(a.parts))
+    rows = []
     for i in range(len(crops)):
-        mean, quarter = look_at(net, crops.read(i), crops.box[i], settings['preprocess'])
-        line = dict(source=crops.source[i], group=crops.group[i], fake=bool(crops.fake[i]))
-        log_line(a.out, line | dict(mean=round(mean, 4), quarter=round(quarter, 4)))
+        said = look_at(net, crops.read(i), crops.box[i], settings['preprocess'])
+        mean, quarter = (round(value, 4) for value in said)
+        rows.append((crops.source[i], crops.group[i], bool(crops.fake[i]), mean, quarter))
+    lines = [('source', 'group', 'fake', 'mean', 'quarter'), *rows]
+    text = ''.join(','.join(map(str, line)) + '\n' for line in lines)
+    write_whole(a.out, lambda path: path.write_text(text, encoding='utf-8'))
+    print(f'{a.out.name}: {len(rows)} faces')
 
 
 def arguments(args=None):

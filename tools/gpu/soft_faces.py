@@ -11,7 +11,6 @@ import random
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pictures
 import timm
@@ -35,7 +34,7 @@ from torch.utils.data import IterableDataset
 from train import Learner, margin_of, rate_at
 
 import face_future.detail  # noqa: F401 (timm learns the network's name)
-from data import Crops, Sources, read_parts, worker_seed
+from data import Crops, Sources, read_parts, safely, worker_seed
 
 ARCH = 'detail_grid'
 SETTINGS = dict(rate=1.5e-3, weight_decay=0.02, drop=0.2, clip=1.0, smoothing=0.02)
@@ -118,20 +117,16 @@ class SoftFaces(IterableDataset):
         return i
 
     def six(self, rng: random.Random) -> list:
-        "Two couples and two others, again if OpenCV stumbles over an odd face."
-        for left in range(4, -1, -1):
-            try:
-                return [*self.couple(rng), *self.couple(rng), self.other(rng), self.other(rng)]
-            except (cv2.error, ValueError):
-                if not left:
-                    raise
+        "Two couples and two others."
+        return [*self.couple(rng), *self.couple(rng), self.other(rng), self.other(rng)]
 
     def __iter__(self):
         rng = random.Random(worker_seed(self.seed))
         place = torch.arange(self.batch) % PLACES
         is_soft = (place == 1) | (place == 3)
         while True:
-            squares = [x for _ in range(self.batch // PLACES) for x in self.six(rng)]
+            sixes = [safely(lambda: self.six(rng)) for _ in range(self.batch // PLACES)]
+            squares = [x for six in sixes for x in six]
             x = np.stack([resized(x, self.size) for x in squares])
             yield torch.from_numpy(x), is_soft
 
