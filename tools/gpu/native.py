@@ -15,7 +15,6 @@ import argparse
 import json
 import random
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ import torch
 import weights
 from common import (
     RECIPE,
-    log_line,
     need,
     read_recipe,
     say_end,
@@ -34,12 +32,13 @@ from common import (
 from left_out import fill_body
 from nets import Autoencoder, fill, make_net, normalised, read_state
 from pictures import corrupted, resized
+from plain_run import PlainRun
 from safetensors.torch import save_file
 from teaching import loader
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
-from train import Learner, margin_of, rate_at
+from train import Learner, margin_of
 
 from data import Crops, PairStore, Sources, crops_without, read_parts, safely, worker_seed
 
@@ -208,79 +207,44 @@ class PatchLearner(Learner):
         return loss.item(), ((said > 0) == fake).float().mean().item()
 
 
-def options_of(a) -> dict:
-    "The options that may not change midway."
-    return {k: getattr(a, k) for k in ('left_out', 'reconstructions', 'seed')}
+class Run(PlainRun):
+    "A run of `Patches` on squares, of so many images."
 
-
-class Run:
-    "A run: where it is, and what it has learnt."
+    columns = ('loss', 'right')
+    schedule = SCHEDULE
 
     def __init__(self, a):
-        self.a = a
-        self.step = self.images = 0
-        self.seconds = 0.0
-        self.stopped = False
         torch.manual_seed(a.seed)
+        super().__init__(a, PatchLearner(a.init))
         recipe = read_recipe(a.recipe)
-        self.settings = weights.settings_for(ARCH, None, SIZE) | dict(
-            arch=f'{ARCH}, {STAGES} stages'
-        )
-        self.learner = PatchLearner(a.init)
+        named = dict(arch=f'{ARCH}, {STAGES} stages')
+        self.settings = weights.settings_for(ARCH, None, SIZE) | named
         if a.resume:
-            self.restore()
+            self.resume()
         crops = crops_without(a.parts, a.left_out, recipe)
         store = None
         if a.autoencoder:
             store = reconstruct_all(crops, a.autoencoder, a.out / 'pairs', a)
         self.batches = iter(loader(Squares(crops, store, recipe, a), a.workers, 'cpu'))
 
-    def restore(self):
-        "Go on where the run in the folder ended."
-        file = need(self.a.out / 'checkpoint.pth', 'the checkpoint of a run')
-        saved = torch.load(file, weights_only=True)
-        if saved['options'] != options_of(self.a):
-            stop(f'{file}: a run of other options ({saved["options"]}). Give those.')
-        self.learner.load_state_dict(saved['learner'])
-        self.step, self.images, self.seconds = (saved[k] for k in ('step', 'images', 'seconds'))
+    def options(self) -> dict:
+        return {k: getattr(self.a, k) for k in ('left_out', 'reconstructions', 'seed')}
 
-    def save(self):
-        "The checkpoint and the averaged weights, each whole or not at all."
-        state = dict(learner=self.learner.state_dict(), step=self.step, images=self.images)
-        state |= dict(seconds=self.seconds, options=options_of(self.a))
-        write_whole(self.a.out / 'checkpoint.pth', lambda path: torch.save(state, path))
-        recipe = dict(script='native.py', images=self.images, left_out=self.a.left_out)
-        recipe |= SETTINGS | SCHEDULE | dict(stages=STAGES, reconstructions=self.a.reconstructions)
+    def done(self) -> float:
+        return self.images / self.a.images
+
+    def learn(self, x, fake, rate: float) -> tuple:
+        "One step: loss, and the share on its side of 0."
+        return self.learner.learn(x, fake, self.settings['preprocess'], rate)
+
+    def save_weights(self):
+        recipe = dict(script='native.py', images=self.images, stages=STAGES)
+        recipe |= SETTINGS | SCHEDULE | self.options()
         about = dict(face_future=json.dumps(self.settings | dict(recipe=recipe)))
         state = weights.halved(self.learner.weights())
         state = {k.removeprefix('net.'): v for k, v in state.items()}
         file = self.a.out / 'native.safetensors'
         write_whole(file, lambda path: save_file(state, path, about))
-
-    def log(self, rows: list):
-        "A line in log.csv and on the screen: the means of some steps."
-        loss, right = np.mean(rows, 0).round(4).tolist()
-        line = dict(seconds=round(self.seconds, 1), step=self.step, images=self.images)
-        log_line(self.a.out / 'log.csv', line | dict(loss=loss, right=right))
-
-    def train(self):
-        "Until it has seen its images, or is asked to stop."
-        before, start, saved, rows = self.seconds, time.time(), time.time(), []
-        while (done := self.images / self.a.images) < 1 and not self.stopped:
-            x, fake = next(self.batches)
-            rate = rate_at(self.step, done, SCHEDULE)
-            rows.append(self.learner.learn(x, fake, self.settings['preprocess'], rate))
-            self.learner.follow(self.step + 1, SCHEDULE['ema'])
-            self.step += 1
-            self.images += len(x)
-            self.seconds = before + time.time() - start
-            if self.step % self.a.log_every == 0:
-                self.log(rows)
-                rows = []
-            if time.time() - saved > 300:
-                self.save()
-                saved = time.time()
-        self.save()
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ shown. Two processor cores are enough: face_future's `detail_grid` sees 100 pict
 
 import argparse
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import pictures
 import timm
 import torch
 import weights
-from common import RECIPE, log_line, read_recipe, say_end, stop, stopped_by_signals, write_whole
+from common import RECIPE, read_recipe, say_end, stop, stopped_by_signals
 from nets import fill, member_of, normalised, read_state
 from pictures import (
     blurred,
@@ -28,10 +27,11 @@ from pictures import (
     skin_smoothed,
     touched,
 )
+from plain_run import PlainRun
 from teaching import loader
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
-from train import Learner, margin_of, rate_at
+from train import Learner, margin_of
 
 import face_future.detail  # noqa: F401 (timm learns the network's name)
 from data import Crops, Sources, read_parts, safely, worker_seed
@@ -158,17 +158,16 @@ class GridLearner(Learner):
         return loss.item(), said.detach()
 
 
-class Run:
-    "A run: where it is, and what it has learnt."
+class Run(PlainRun):
+    "A run of `DetailGrid` on soft faces, of so many minutes."
+
+    columns = ('loss', 'soft', 'other', 'spread_of_others')
+    schedule = SCHEDULE
 
     def __init__(self, a):
-        self.a = a
-        self.step = self.images = 0
-        self.seconds = 0.0
-        self.stopped = False
         torch.manual_seed(a.seed)
+        super().__init__(a, GridLearner())
         self.recipe = read_recipe(a.recipe)
-        self.learner = GridLearner()
         if a.init:
             net = self.learner.net['net']
             fill(net, member_of(read_state(a.init, 'weights to begin with'), net), a.init)
@@ -178,54 +177,22 @@ class Run:
         batches = SoftFaces(crops, self.recipe, a.batch, a.swaps, a.seed)
         self.batches = iter(loader(batches, a.workers, 'cpu'))
 
-    def log(self, rows: list):
-        "A line in log.csv and on the screen: the means of some steps."
-        loss, soft, other, spread = np.mean(rows, 0).round(4).tolist()
-        line = dict(seconds=round(self.seconds, 1), step=self.step, images=self.images)
-        line |= dict(loss=loss, soft=soft, other=other, spread_of_others=spread)
-        log_line(self.a.out / 'log.csv', line)
+    def done(self) -> float:
+        return self.seconds / 60 / self.a.minutes
 
-    def save(self):
-        "The checkpoint and the averaged weights, each whole or not at all."
-        state = dict(learner=self.learner.state_dict(), step=self.step, images=self.images)
-        state |= dict(seconds=self.seconds)
-        write_whole(self.a.out / 'checkpoint.pth', lambda path: torch.save(state, path))
+    def learn(self, x, is_soft, rate: float) -> tuple:
+        "One step: loss, mean logit of soft faces and of others, and the spread of these."
+        loss, said = self.learner.learn(x, is_soft, self.settings['preprocess'], rate)
+        soft, other = said[is_soft], said[~is_soft]
+        return loss, soft.mean().item(), other.mean().item(), other.std().item()
+
+    def save_weights(self):
         recipe = dict(
             script='soft_faces.py', images=self.images, swaps=self.a.swaps, blurred=BLURRED
         )
         recipe |= SETTINGS | SCHEDULE | dict(batch=self.a.batch, began_with=str(self.a.init))
         settings = self.settings | dict(recipe=recipe)
         weights.write(self.learner.weights(), settings, self.a.out / f'{ARCH}.safetensors')
-
-    def resume(self):
-        "Go on where the run in the folder ended."
-        file = self.a.out / 'checkpoint.pth'
-        if not file.exists():
-            stop(f'{file}: no such file. Leave --resume away to begin a run.')
-        saved = torch.load(file, weights_only=True)
-        self.learner.load_state_dict(saved['learner'])
-        self.step, self.images, self.seconds = (saved[k] for k in ('step', 'images', 'seconds'))
-
-    def train(self):
-        "Until its minutes are over, or it is asked to stop."
-        before, start, saved, rows = self.seconds, time.time(), time.time(), []
-        while (done := self.seconds / 60 / self.a.minutes) < 1 and not self.stopped:
-            x, is_soft = next(self.batches)
-            rate = rate_at(self.step, done, SCHEDULE)
-            loss, said = self.learner.learn(x, is_soft, self.settings['preprocess'], rate)
-            self.learner.follow(self.step + 1, SCHEDULE['ema'])
-            soft, other = said[is_soft], said[~is_soft]
-            rows.append((loss, soft.mean().item(), other.mean().item(), other.std().item()))
-            self.step += 1
-            self.images += len(x)
-            self.seconds = before + time.time() - start
-            if self.step % self.a.log_every == 0:
-                self.log(rows)
-                rows = []
-            if time.time() - saved > 300:
-                self.save()
-                saved = time.time()
-        self.save()
 
 
 def arguments(args=None):
