@@ -93,12 +93,25 @@ def failed(message: str, status: int = 2) -> typer.Exit:  # to be raised
     return typer.Exit(status)
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-failed
+def _check_not_empty(param, value):
+    "An error if an argument is an empty text, which a path would take for the current folder."
+    if '' in (value if isinstance(value, (list, tuple)) else [value]):
+        name = param.opts[0] if param.param_type_name == 'option' else param.name.upper()
+        raise typer.BadParameter(
+            f'{name} is empty. Give it a value, or leave it away. Is a variable of the shell unset?'
+        )
+
+
 class ForgivingCommand(TyperCommand):
     "A command that takes its options by their old names too, with a notice (see `renamed`)."
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         known = [o for p in self.params for o in (*p.opts, *p.secondary_opts)]
-        return super().parse_args(ctx, new_options(args, known))
+        args = new_options(args, known)
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        for param in self.params:
+            _check_not_empty(param, given.get(param.name))
+        return super().parse_args(ctx, args)
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-stoponce
 WAITING = (

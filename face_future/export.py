@@ -120,14 +120,26 @@ def parity_gap(
     return float(np.max([_gap(w, g) for w, g in zip([*want, *want_first], got, strict=True)]))
 
 # %% ../nbs/08_export.ipynb #e08-besidefn
+def _same_weights(file: Path, model) -> bool:
+    "Does a safetensors file hold this network's weights?"
+    kept, own = load_weights(file)[0].state_dict(), model.state_dict()
+    return kept.keys() == own.keys() and all(torch.equal(kept[k], own[k]) for k in own)
+
+
 def _weights_beside(file: Path, folder: Path, model, settings) -> Path:
     "The weights as safetensors in `folder`, where the graph can point into them."
     beside = folder / f'{file.stem}.safetensors'
     folder.mkdir(parents=True, exist_ok=True)
-    if file.suffix != '.safetensors':
+    if file.suffix == '.safetensors':
+        if file.resolve() != beside.resolve():
+            atomic_write(beside, file.read_bytes())
+    elif not beside.exists():
         save_weights(model, settings, beside)
-    elif file.resolve() != beside.resolve():
-        atomic_write(beside, file.read_bytes())
+    elif not _same_weights(beside, model):
+        raise WeightsError(
+            f'{beside.name} is there already, with other weights than {file.name}, and would be '
+            f'written over. Export that file, or give another folder (--out).'
+        )
     return beside
 
 # %% ../nbs/08_export.ipynb #e08-stepsfn
