@@ -9,7 +9,7 @@ __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 
            'Beside', 'BenchOut', 'show_report', 'coverage_line', 'check_coverage', 'check_against', 'compare_with',
            'write_corruptions', 'check_given', 'labels_to_measure', 'scored', 'measure', 'evaluate', 'show_left_out',
            'left_out', 'card', 'numbers', 'show_map_figures', 'write_maps', 'tsne', 'parity_line', 'exported_line',
-           'say_precisions', 'export', 'bench_row', 'show_speeds', 'bench']
+           'say_precisions', 'check_export', 'export', 'bench_row', 'show_speeds', 'bench']
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-imports
 import json
@@ -446,6 +446,20 @@ def say_precisions(graph: Path, labels_file, n: int, root=None):
     for r in note_precision(graph, check_precision(graph, labels_file, n, root)):
         typer.echo(parity_line(r))
 
+# %% ../nbs/parts/cli_measure.ipynb #c10d-checkexport
+def check_export(weights, out: Path | None, labels_file: Path | None, root=None):
+    "Say what is wrong with the options of `export`, before anything is written."
+    from face_future.files import check_apart, check_writable
+    from face_future.labels import Labels
+    from face_future.model_config import find_weights
+
+    if labels_file:
+        Labels.load(labels_file, root)
+        source = find_weights(weights)
+        check_apart([labels_file], out or source.parent, [f'{source.stem}.selftest.json'])
+    if out:
+        check_writable(out)
+
 # %% ../nbs/parts/cli_measure.ipynb #c10-exportcmd
 @command
 def export(
@@ -463,19 +477,11 @@ def export(
     Example: face_future export runs/first/model_best.safetensors --labels-file train_labels.json
     """
     from face_future.export import export_onnx
-    from face_future.files import check_apart, check_writable
-    from face_future.labels import Labels
-    from face_future.model_config import find_weights
     from face_future.selftest import keep_known
     from face_future.submission import folder_images
     from face_future.tta_inference import Predictor
 
-    if labels_file:
-        Labels.load(labels_file, root)  # a mistake in it is said before anything is written
-        source = find_weights(weights)
-        check_apart([labels_file], out or source.parent, [f'{source.stem}.selftest.json'])
-    if out:
-        check_writable(out)
+    check_export(weights, out, labels_file, root)
     file = export_onnx(weights, out, images=folder_images(images) if images else ())
     typer.echo(exported_line(file))
     if labels_file:

@@ -50,7 +50,9 @@ def alone(source: ArrayLike, fake: ArrayLike) -> list:  # of (name, mask N)
     fakes, photos = _one_class(source, fake)
     if len(fakes) * len(photos) > MANY:
         names = photos
-    return [(s or 'all', source == s) for s in names] if compared or len(names) > 1 else []
+    if not compared and len(names) <= 1:
+        return []  # all of them are one source
+    return [(name or 'all', source == name) for name in names]
 
 # %% ../nbs/parts/comparisons.ipynb #e07-report
 def report(
@@ -152,9 +154,11 @@ def compare(
     "DeLong's and McNemar's tests of two detectors on the same N pictures, and a `sentence`."
     y = np.asarray(y, int)
     (p, q), cov = delong(y, [first, second])
-    se = np.sqrt(max(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1], 1e-18))
-    right = [(np.asarray(s) >= t) == y for s, t in zip((first, second), thresholds)]
-    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    variance = cov[0, 0] + cov[1, 1] - 2 * cov[0, 1]
+    se = np.sqrt(max(variance, 1e-18))
+    p_right = (np.asarray(first) >= thresholds[0]) == y
+    q_right = (np.asarray(second) >= thresholds[1]) == y
+    only = int((p_right & ~q_right).sum()), int((q_right & ~p_right).sum())
     out = dict(
         n=len(y),
         auroc=(float(p), float(q)),
@@ -162,7 +166,7 @@ def compare(
         lo=float(p - q - 1.96 * se),
         hi=float(p - q + 1.96 * se),
         p_auroc=float(2 * norm.sf(abs(p - q) / se)),
-        accuracy=tuple(float(r.mean()) for r in right),
+        accuracy=(float(p_right.mean()), float(q_right.mean())),
         only_right=only,
         p_accuracy=float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0,
     )

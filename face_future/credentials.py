@@ -139,12 +139,12 @@ def _names(steps, manifest):
 def manifest_summary(manifest: dict) -> dict:
     "What one manifest says: word, signer, time, tools, actions, source types."
     steps = _actions(manifest)
-    found = [
-        s.get('digitalSourceType') or (s.get('parameters') or {}).get('digitalSourceType')
-        for s in steps
-    ]
+    found = []
+    for step in steps:
+        parameters = step.get('parameters') or {}
+        found.append(step.get('digitalSourceType') or parameters.get('digitalSourceType'))
     types = list(dict.fromkeys(source_type(t) for t in found if t))
-    actions = list(dict.fromkeys(short(str(s.get('action')), 60) for s in steps))
+    actions = list(dict.fromkeys(short(str(step.get('action')), 60) for step in steps))
     by = manifest.get('signature_info') or {}
     return dict(
         says=says_of(types, actions),

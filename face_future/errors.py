@@ -55,14 +55,15 @@ EXAMPLES = {p.status: p for p in _EXAMPLES}
 # %% ../nbs/parts/errors.ipynb #r06-docs
 def errors(*refused: int | Problem) -> dict:  # as FastAPI's `responses`
     "How these statuses are described in the OpenAPI document, by `EXAMPLES` or a `Problem` given."
-    return {
-        p.status: dict(
+    described = {}
+    for one in refused:
+        problem = EXAMPLES[one] if isinstance(one, int) else one
+        described[problem.status] = dict(
             model=Error,
-            description=STATUSES[p.status],
-            content={'application/json': dict(example=p.body('3f2c9d…'))},
+            description=STATUSES[problem.status],
+            content={'application/json': dict(example=problem.body('3f2c9d…'))},
         )
-        for p in (EXAMPLES[r] if isinstance(r, int) else r for r in refused)
-    }
+    return described
 
 # %% ../nbs/parts/errors.ipynb #r06-answer
 CODES = {

@@ -96,10 +96,11 @@ def predict_crops(
     crops,  # N × S × S × 3, uint8, of the network's own size
 ) -> list:  # of `Prediction`, one a batch of 64
     "Predict crops as they are."
-    return [
-        predictor.predict([[(predictor.preprocess(s), None, '')] for s in crops[i : i + 64]])
-        for i in range(0, len(crops), 64)
-    ]
+    found = []
+    for i in range(0, len(crops), 64):
+        batch = [predictor.preprocess(crop) for crop in crops[i : i + 64]]
+        found.append(predictor.predict([[(x, None, '')] for x in batch]))
+    return found
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-kinds
 KINDS = (('fake', 'fake'), ('real', 'real'), ('real', 'fake'), ('fake', 'real'))  # truth, verdict

@@ -250,6 +250,19 @@ def _check_finite(logits):
     if not np.isfinite(logits).all():
         raise WeightsError('The network gives no finite numbers. Its weights are damaged.')
 
+# %% ../nbs/parts/prediction.ipynb #p04a-cropfacts
+def _crop_facts(pictures: list) -> dict:
+    "What is known of each crop beforehand: its picture, box and quality issue."
+    crops = [crop for picture in pictures for crop in picture]
+    sizes = [len(picture) for picture in pictures]
+    left_out = [getattr(picture, 'left_out', 0) for picture in pictures]
+    return dict(
+        image=np.repeat(np.arange(len(pictures)), sizes),
+        box=np.float32([box or [np.nan] * 4 for _, box, _ in crops]),
+        quality_issue=np.array([issue for *_, issue in crops]),
+        left_out=np.repeat(np.array(left_out, int), sizes),
+    )
+
 # %% ../nbs/parts/prediction.ipynb #p04a-make
 def make_prediction(
     pictures: list,  # for each its `Crops`
@@ -260,7 +273,6 @@ def make_prediction(
 ) -> Prediction:
     "The prediction for the N crops of some pictures. Raises a `WeightsError` for nan or infinity."
     _check_finite(view_logits)
-    crops = [crop for picture in pictures for crop in picture]
     logit = view_logits.mean(1)
     high = settings['threshold']
     low = settings.get('lower_threshold', high)
@@ -274,17 +286,14 @@ def make_prediction(
         lower_threshold=low,
         disagree=views_disagree(calibrated(view_logits, settings), low, high),
         inverted=settings['fake_means'] == 'photograph',
-        image=np.repeat(np.arange(len(pictures)), [len(crops) for crops in pictures]),
-        box=np.float32([box or [np.nan] * 4 for _, box, _ in crops]),
-        quality_issue=np.array([issue for *_, issue in crops]),
-        left_out=np.array([getattr(p, 'left_out', 0) for p in pictures for _ in p], int),
         many_faces=settings.get('many_faces'),
+        **_crop_facts(pictures),
     )
 
 # %% ../nbs/parts/prediction.ipynb #p04a-croprow
 def _crop_row(p: Prediction, i: int) -> dict:
     "The row of one crop."
-    box = p.box[i]
+    box = None if np.isnan(p.box[i][0]) else [round(float(v), 1) for v in p.box[i]]
     return dict(
         label=str(p.label[i]),
         verdict=str(p.verdict[i]),
@@ -292,7 +301,7 @@ def _crop_row(p: Prediction, i: int) -> dict:
         confidence=round(float(p.confidence[i]), 6),
         logit=round(float(p.logit[i]), 5),
         unsure_reason=str(p.unsure_reason[i]),
-        box=None if np.isnan(box[0]) else [round(float(v), 1) for v in box],
+        box=box,
     )
 
 # %% ../nbs/parts/prediction.ipynb #p04a-rows

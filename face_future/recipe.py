@@ -18,6 +18,7 @@ from .model_config import find_weights, load_config, read_settings
 class Recipe:
     "All choices of a training run. They are saved with it, so that resuming can't mix two."
 
+    # The network, and what it is given.
     arch: str = 'efficientnet_b4'  # the network, by its name in timm
     init: str = 'hub'  # `hub` (ImageNet's weights), a weights file, or `random`
     size: int = 128  # input side, pixels
@@ -26,11 +27,14 @@ class Recipe:
     interpolation: str = 'bicubic'
     crop: str = 'face'  # `face` for the largest face of each image, `whole` for the centre square
     margin: float = 1.1  # side of a face's crop in units of the face's longer side
+
+    # Augmentation.
     augment: str = 'face'  # `face`, or, for whole pictures, `none`, `light`, `turns`, `web`
     # Corruptions that `face` leaves out, with commas:
     # colour, occlude, blur, rescale, noise, jpeg, last_blur.
     no_augment: str = ''
     blends: float = 0.25  # share of the fakes that are self-blended photographs, with faces only
+
     # The encoder's and the decoder's file of an autoencoder, with a comma between (as options:
     # given twice). Training photographs then come in pairs with their reconstructions.
     latent_fakes: str = ''
@@ -40,10 +44,13 @@ class Recipe:
     latent_blended: float = 0.25
     # At most so many photographs get a reconstruction, evenly over the sources (0: all).
     latent_pairs: int = 0
+
+    # Which images, and how many.
     leave_out: str = ''  # families or sources, with commas, kept from training and validation
     balance: float = 0.5  # from 0 (sources by their size) to 1 (all the same)
     samples_per_epoch: int = 0  # images an epoch (0: as many as there are)
     validation_samples: int = 0  # held-out images predicted after each epoch (0: all)
+
     # Weights files, or packaged names, with commas: the mean of their logits is taught beside
     # the labels (distillation). They see the same crops, at their own size,
     # and a `margin` like theirs serves them best.
@@ -52,6 +59,8 @@ class Recipe:
     # another detector's opinions of training images, taught beside their labels.
     opinions: str = ''
     teacher_share: float = 0.7  # share of the training loss that is the teachers' or the opinions'
+
+    # Optimisation and regularisation.
     cutmix: float = 0.0  # alpha of CutMix (Yun et al. 2019, arXiv:1905.04899), where 0 is off
     epochs: int = 12  # of `samples_per_epoch` images each
     schedule: str = 'one_cycle'  # of the learning rate: `one_cycle`, or `flat` after a warm-up
@@ -64,6 +73,8 @@ class Recipe:
     ema: float = 0.98  # decay of the moving average of the weights, where 0 is off
     drop: float = 0.4  # dropout before the head
     drop_path: float = 0.2  # stochastic depth
+
+    # The run.
     train_on_all: bool = False  # the held-out images too: the last run, once all is chosen
     seed: int = 42  # of order, augmentation, dropout (and of the split, if the labels have none)
     workers: int = 0  # processes that load images

@@ -90,10 +90,10 @@ CORRUPTIONS = {  # name: function of picture and strength, strengths
 # %% ../nbs/parts/robustness.ipynb #r07c-predict
 def _predict(predictor, files, corrupt, level):
     "p_fake of the deciding face and verdict of each corrupted file, in batches of 16."
-    outputs = [
-        predictor([corrupt(read_rgb(f), level) for f in files[i : i + 16]])
-        for i in range(0, len(files), 16)
-    ]
+    outputs = []
+    for i in range(0, len(files), 16):
+        batch = [corrupt(read_rgb(f), level) for f in files[i : i + 16]]
+        outputs.append(predictor(batch))
     p = np.concatenate([o.p_fake[o.deciding] for o in outputs])
     return p, np.concatenate([o.picture_verdict for o in outputs])
 

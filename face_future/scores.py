@@ -27,7 +27,9 @@ def score_images(
     progress: bool = False,
 ) -> pd.DataFrame:  # the labels' columns, fake (bool), score (p_fake), logit, verdict, reason
     "Predict labelled images, a row each, with nan as score and logit where a file can't be read."
-    labels = (labels if isinstance(labels, Labels) else Labels.load(labels)).part(split)
+    if not isinstance(labels, Labels):
+        labels = Labels.load(labels)
+    labels = labels.part(split)
     rows = _outcomes(predictor, labels.files, progress)
     return labels.rows.assign(
         fake=labels.is_fake,

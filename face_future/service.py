@@ -133,12 +133,14 @@ def make_red_detector():
     return detect
 
 # %% ../nbs/parts/service.ipynb #e06-redlogit
-def _red_prediction(crops):  # for each picture what `make_red_detector` finds
+def _red_prediction(pictures):  # for each what `make_red_detector` finds
     "A `Prediction` in which the logit of a crop, and its map, are red minus blue."
     from face_future.tta_inference import Prediction
 
-    xs, boxes, issues = zip(*[crop for picture in crops for crop in picture])
-    logit = np.float32([2 * (x[0].mean() - x[2].mean()) for x in xs]).clip(-20, 20)
+    crops = [crop for picture in pictures for crop in picture]
+    xs = [x for x, _, _ in crops]
+    redder = np.float32([2 * (x[0].mean() - x[2].mean()) for x in xs])
+    logit = redder.clip(-20, 20)
     return Prediction(
         logit=logit,
         p_fake=1 / (1 + np.exp(-logit)),
@@ -149,9 +151,9 @@ def _red_prediction(crops):  # for each picture what `make_red_detector` finds
         lower_threshold=0.5,
         disagree=np.zeros(len(xs), bool),
         inverted=False,
-        image=np.repeat(np.arange(len(crops)), [len(s) for s in crops]),
-        box=np.float32([b or [np.nan] * 4 for b in boxes]),
-        quality_issue=np.array(issues),
+        image=np.repeat(np.arange(len(pictures)), [len(picture) for picture in pictures]),
+        box=np.float32([box or [np.nan] * 4 for _, box, _ in crops]),
+        quality_issue=np.array([issue for _, _, issue in crops]),
     )
 
 # %% ../nbs/parts/service.ipynb #e06-redsettings

@@ -190,11 +190,12 @@ def _misspelt(name: str, known: list) -> str:
 # %% ../nbs/parts/settings.ipynb #t06-explain
 def _explain(e: ValidationError):
     "What is wrong, by the variables' names."
-    return '. '.join(
-        f'{"FACE_FUTURE_" + str(x["loc"][0]).upper() if x["loc"] else "settings"}: '
-        + x['msg'].removeprefix('Value error, ')
-        for x in e.errors()
-    )
+    sentences = []
+    for error in e.errors():
+        variable = f'FACE_FUTURE_{error["loc"][0]}'.upper() if error['loc'] else 'settings'
+        what = error['msg'].removeprefix('Value error, ')
+        sentences.append(f'{variable}: {what}')
+    return '. '.join(sentences)
 
 # %% ../nbs/parts/settings.ipynb #e06-settingsdef
 class Settings(AccessSettings, LimitSettings, ModelSettings):

@@ -50,11 +50,12 @@ def indexed(
     root: str | Path | None = None,  # see `file_indices`
 ) -> list:
     "The rows in the order of the files, each with the index, name and path that it has today."
-    return [
-        {**rows[f], 'index': index, 'file': printable(f.name), 'path': str(f)}
-        for f, index in zip(files, file_indices(files, root))
-        if f in rows
-    ]
+    out = []
+    for f, index in zip(files, file_indices(files, root)):
+        if f in rows:
+            today = dict(index=index, file=printable(f.name), path=str(f))
+            out.append(rows[f] | today)
+    return out
 
 # %% ../nbs/parts/submission.ipynb #p04b-csv
 def _csv(rows, columns) -> str:
@@ -79,11 +80,12 @@ RESULTS = [
 # %% ../nbs/parts/submission.ipynb #p04-facerowsfn
 def _face_rows(rows) -> list:
     "One row a face, of rows one a picture."
-    return [
-        dict(index=row['index'], file=row['file'], **face, **dict(zip(BOX, face['box'])))
-        for row in rows
-        for face in row['faces']
-    ]
+    out = []
+    for row in rows:
+        for face in row['faces']:
+            box = dict(zip(BOX, face['box']))
+            out.append(dict(index=row['index'], file=row['file'], **face, **box))
+    return out
 
 # %% ../nbs/parts/submission.ipynb #p04-write
 def write_predictions(

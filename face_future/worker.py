@@ -101,13 +101,15 @@ def _image_facts(picture) -> dict:  # of `decode`
 # %% ../nbs/parts/worker.ipynb #w06-summary
 def summary(picture, found, most: int, findings=()) -> dict:
     "What the server learns of a picture, its crops (the first `most` are sent) and evidence."
+    sent = found[:most]
+    boxes = [box and [float(v) for v in box] for _, box, _ in sent]
     return dict(
         image=_image_facts(picture),
         evidence=as_dicts(findings),
         headline=headline(findings),
-        faces_left_out=getattr(found, 'left_out', 0) + max(0, len(found) - most),
-        boxes=[box and [float(v) for v in box] for _, box, _ in found[:most]],
-        issues=[str(issue) for _, _, issue in found[:most]],
+        faces_left_out=getattr(found, 'left_out', 0) + len(found) - len(sent),
+        boxes=boxes,
+        issues=[str(issue) for _, _, issue in sent],
     )
 
 # %% ../nbs/parts/worker.ipynb #w06-need
