@@ -88,19 +88,32 @@ def _png_note(kind, body):
     return {name: body} if name else {}
 
 # %% ../nbs/parts/reading.ipynb #r01-png-parts
+def _png_transparency(colours, body, palette):  # kind of colours, tRNS's bytes, size of PLTE
+    "A PNG's tRNS chunk without what is too much, or nothing where it is too short to mean any."
+    needed = {0: 2, 2: 6}.get(colours, 1)
+    body = body[: {0: 2, 2: 6, 3: palette}.get(colours, 0)]
+    if len(body) < needed:
+        return b''
+    named = b'tRNS' + body
+    return struct.pack('>I', len(body)) + named + struct.pack('>I', zlib.crc32(named))
+
+
 _MOVING = (b'acTL', b'fcTL', b'fdAT')  # chunks of an animation
 
 
 def _png_parts(data, moving=False):
     "A PNG with pixels, palette and transparency (and frames) only, and its metadata."
-    wanted = (b'tRNS', *_MOVING) if moving else (b'tRNS',)
+    wanted = _MOVING if moving else ()
     keep, notes = [data[:8]], {}
-    at = 8
+    at, palette = 8, 0
     while at + 12 <= len(data):
         kind = data[at + 4 : at + 8]
         end = at + 12 + int.from_bytes(data[at : at + 4], 'big')
+        palette = (end - at - 12) // 3 if kind == b'PLTE' else palette
         if kind[:1].isupper() or kind in wanted:
             keep.append(data[at:end])
+        elif kind == b'tRNS':
+            keep.append(_png_transparency(data[25], data[at + 8 : end - 4], palette))
         else:
             notes |= _png_note(kind, data[at + 8 : end - 4])
         at = end
