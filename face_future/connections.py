@@ -166,6 +166,9 @@ class Protocol(SlicedProtocol):
         if self.cycle and not self.cycle.response_complete and not self.cycle.response_started:
             self.transport.write(raw_answer(HALF_CLOSED))
 
+    def _unsupported_upgrade_warning(self):
+        "Say nothing of a wish for another protocol: uvicorn fills the log with advice."
+
 # %% ../nbs/parts/connections.ipynb #n06-calm
 def calm_loop():
     "Have the running event loop complain of connections it can't accept once a minute at most."
