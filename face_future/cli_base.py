@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'WAITING', 'FakeMeans', 'Root', 'WholeImage', 'LabelsFile', 'WEIGHTS', 'BACKEND', 'Weights',
-           'Backend', 'sentence', 'forgiving', 'have_streams', 'is_watched', 'have_a_home', 'failed',
+           'Backend', 'is_nowhere', 'sentence', 'forgiving', 'have_streams', 'is_watched', 'have_a_home', 'failed',
            'ForgivingCommand', 'one_interrupt', 'check_kept', 'command', 'finite', 'add_options']
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-imports
@@ -42,9 +42,19 @@ app = typer.Typer(
 console = Console(markup=False, highlight=False, force_jupyter=False)
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-sentence
+def is_nowhere() -> bool:
+    "Was the current folder taken away?"
+    try:
+        return not os.getcwd()
+    except FileNotFoundError:
+        return True
+
+
 def sentence(e: BaseException) -> str:
     "What an exception says, for people."
     if isinstance(e, OSError) and e.strerror:
+        if isinstance(e, FileNotFoundError) and not e.filename and is_nowhere():
+            return 'The current folder is gone. Go to one that is there.'
         return f'{printable(e.filename)}: {e.strerror}' if e.filename else e.strerror
     return '\n'.join(map(printable, str(e).splitlines()))
 

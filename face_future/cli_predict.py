@@ -7,8 +7,8 @@ __all__ = ['PHOTOGRAPH_NOTE', 'Pictures', 'Predictions', 'MaxFaces', 'Recursive'
            'HeatSource', 'SERVE_OPTIONS', 'Host', 'Port', 'Workers', 'about', 'show_rows', 'show_errors',
            'loaded_predictor', 'predict_resumably', 'batch_options', 'batch_line', 'predict_batch', 'counts_line',
            'show_results', 'predict_here', 'predict', 'check', 'paint_pictures', 'check_maps', 'heatmap',
-           'setting_option', 'serve', 'share_machine', 'prepare_serving', 'check_address', 'metrics_folder',
-           'make_supervisor', 'run_one', 'uvicorn_options', 'run_server']
+           'setting_option', 'serve', 'share_machine', 'check_counting', 'prepare_serving', 'check_address',
+           'metrics_folder', 'make_supervisor', 'run_one', 'uvicorn_options', 'run_server']
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-imports
 import os
@@ -404,6 +404,17 @@ def share_machine(workers: int):
         os.environ['PROMETHEUS_MULTIPROC_DIR'] = folder
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
+# %% ../nbs/parts/cli_predict.ipynb #c31-counting
+def check_counting():
+    "A `ValueError` if the folder that is named for what is counted takes no files."
+    from face_future.files import check_writable
+
+    if folder := os.environ.get('PROMETHEUS_MULTIPROC_DIR'):
+        try:
+            check_writable(folder)
+        except OSError as e:
+            raise ValueError(f'PROMETHEUS_MULTIPROC_DIR: {e}') from None
+
 # %% ../nbs/parts/cli_predict.ipynb #c10-prepare
 def prepare_serving(given: dict, workers: int):
     "Put settings where worker processes find them. Wrong settings or weights are an error."
@@ -418,6 +429,8 @@ def prepare_serving(given: dict, workers: int):
     os.environ |= {f'FACE_FUTURE_{k.upper()}': str(v) for k, v in given.items()}
     # PyTorch's threads must not spin while others decode.
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+    os.environ['FACE_FUTURE_SHARED'] = '1'
+    check_counting()
     if workers > 1:
         share_machine(workers)
     settings = Settings.from_env()
@@ -516,6 +529,7 @@ def uvicorn_options(host: str, port: int, workers: int, timeout: int) -> dict:
         # Without a proxy that is named, everybody could pose as anybody.
         proxy_headers='FORWARDED_ALLOW_IPS' in os.environ,
         http='face_future.api:Protocol',
+        ws='none',  # another protocol, which knows none of our limits
     )
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-run

@@ -28,7 +28,7 @@ from face_future.opening import (
     source_bytes,
     source_name,
 )
-from .reading import oriented, split_notes, srgb_pixels, to_rgb, turn
+from .reading import check_rows, oriented, split_notes, srgb_pixels, to_rgb, turn
 
 _all_ = [FORMATS, LARGEST_FILE, ImageError, is_no_memory]  # parts/opening's, offered here too
 
@@ -45,6 +45,7 @@ def _decode(im, notes, data):
         im.palette.palette = [min(255, max(0, v)) for v in im.palette.palette]
     im.load()
     check_end(im, data)
+    check_rows(im, data)
     rgb = to_rgb(im, profile, notes.get('power'))
     return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 

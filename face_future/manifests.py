@@ -46,11 +46,20 @@ def _decoded(file: Path) -> str:
         raise LabelError(f'{file.name} is not in UTF-8: {advice}') from None
 
 # %% ../nbs/parts/manifests.ipynb #man-csv
+def _check_header(text: str, name: str, options: dict):  # options: of `pd.read_csv`
+    "A `LabelError` for two columns of one name, of which pandas would rename one."
+    header = pd.read_csv(io.StringIO(text), header=None, nrows=1, **options)
+    names = [n.strip().lower() for n in header.iloc[0] if isinstance(n, str)]
+    if twice := [n for n in names if n and names.count(n) > 1]:
+        raise LabelError(f'{name} has the column {short(twice[0])} twice: leave one of them')
+
+
 def _table(text: str, name: str) -> pd.DataFrame:
     "A CSV's text as a table of texts. Raises `LabelError` if a row is longer than the header."
     separator = max(',;\t', key=text.lstrip().partition('\n')[0].count)
     options = dict(sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
     try:
+        _check_header(text, name, options)
         with warnings.catch_warnings():  # it warns, and drops what is beyond the header
             warnings.simplefilter('error', pd.errors.ParserWarning)
             return pd.read_csv(io.StringIO(text), index_col=False, **options)
@@ -76,10 +85,8 @@ def read_csv(
         columns = f' with the columns {wanted}' if wanted else ''
         raise LabelError(f'{file.name} is JSON: give a CSV{columns}')
     df = _table(text, file.name)
-    df = df.rename(columns=lambda c: c.strip().lower()).apply(lambda column: column.str.strip())
-    if (twice := df.columns[df.columns.duplicated()]).size:
-        raise LabelError(f'{file.name} has the column {short(twice[0])} twice: leave one of them')
-    return df
+    df = df.rename(columns=lambda c: c.strip().lower())
+    return df.apply(lambda column: column.str.strip())
 
 # %% ../nbs/parts/manifests.ipynb #man-manifest
 def _with_slashes(path: str, root: Path) -> str:

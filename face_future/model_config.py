@@ -56,6 +56,7 @@ def find_weights(
         return default_weights(folder)
     for file in (Path(weights), PACKAGED / f'{weights}.safetensors'):
         if file.is_file():
+            file.open('rb').close()  # safetensors calls a file that isn't for us a missing one
             return file
     names = ', '.join(packaged_weights()) or 'none'
     raise WeightsError(f'{weights}: no such weights file, nor one of the packaged names ({names}).')

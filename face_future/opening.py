@@ -9,6 +9,7 @@ __all__ = ['FORMATS', 'LARGEST_FILE', 'ImageError', 'complaint', 'is_no_memory',
 import io
 import os
 import re
+import stat
 import warnings
 from pathlib import Path
 
@@ -65,7 +66,11 @@ def source_bytes(src, name: str) -> bytes:
         return bytes(src)
     if not isinstance(src, (str, os.PathLike)):
         return src.read()
-    if os.path.getsize(src) > LARGEST_FILE:
+    about = os.stat(src)
+    if stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):  # which may have no end
+        message = f'{name}: a device, and no file. Save the picture in a file.'
+        raise ImageError('not_an_image', message)
+    if about.st_size > LARGEST_FILE:
         message = f'{name}: a file of over {LARGEST_FILE:,} bytes is no picture that we read.'
         raise ImageError('too_large', message)
     return Path(src).read_bytes()

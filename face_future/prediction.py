@@ -333,6 +333,6 @@ def error_row(file: Path, e: Exception) -> dict:  # file, error
     sentence = f'{printable(file.name)}: {_why(e)}.'
     if isinstance(e, ImageError):
         sentence = str(e)
-    elif file.is_symlink() and not file.exists():
+    elif os.path.islink(file) and not (isinstance(e, PermissionError) or os.path.exists(file)):
         sentence = f'{printable(file.name)}: a link that leads nowhere.'
     return dict(file=printable(file.name), error=sentence)

@@ -7,7 +7,7 @@ __all__ = ['VERDICTS', 'to_numbers', 'to_verdicts', 'read_scores']
 
 # %% ../nbs/parts/score_table.ipynb #sct-imports
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -60,8 +60,9 @@ def to_verdicts(table: pd.DataFrame, name: str) -> pd.Series:
 
 # %% ../nbs/parts/score_table.ipynb #e07-readfn
 def _as_written(path: str, written: set) -> str:  # written: the images, as `files.cell` has them
-    "The image that a table means by a path, which may be written as in Windows."
-    spellings = path, cell(path), cell(path.replace('\\', '/'))
+    "The image that a table means by a path, which may be written as in Windows, or with `./`."
+    slashed = path.replace('\\', '/')
+    spellings = path, cell(path), cell(slashed), cell(PurePosixPath(slashed).as_posix())
     return next((p for p in spellings if p in written), path)
 
 # %% ../nbs/parts/score_table.ipynb #e07-checktable

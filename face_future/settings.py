@@ -127,8 +127,8 @@ def _origins(text: str) -> str:
 # %% ../nbs/parts/settings.ipynb #t06-hosts
 def _hosts(text: str) -> str:
     for h in listed(text):
-        if h != '*' and host_name(h) != h.lower():
-            example = 'which looks like faces.example, without scheme, port or path'
+        if h != '*' and (host_name(h) != h.lower() or '*' in h or not h.isascii()):
+            example = 'which looks like faces.example, without scheme, port, path, or * in it'
             raise ValueError(f'{h!r} is no host name, {example}')
     return text.lower()
 

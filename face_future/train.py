@@ -59,6 +59,20 @@ def _check_batch(recipe: Recipe):
         )
 
 
+def _check_size(recipe: Recipe):
+    "A `ValueError` for a size of pictures that the network doesn't take."
+    fixed = any(timm.get_pretrained_cfg(m).fixed_input_size for m in members(recipe.arch))
+    net = create_model(recipe.arch, 'random').eval()
+    for option, size in (('size', recipe.size), ('start-size', recipe.start_size)):
+        if size and (fixed or size <= 256):  # what takes any size takes large ones
+            try:
+                with torch.no_grad():
+                    net(torch.zeros(1, 3, size, size))
+            except (AssertionError, RuntimeError, ValueError) as e:
+                why = f'{recipe.arch} takes no pictures of that size ({str(e)[:80]})'
+                raise ValueError(f'--{option} {size}: {why}.') from None
+
+
 def check_recipe(recipe: Recipe):
     "A `ValueError` that names the option, for a recipe that can't work."
     check_limits(recipe)
@@ -69,6 +83,7 @@ def check_recipe(recipe: Recipe):
         raise ValueError(f'--start-size {recipe.start_size}: must lie {bounds}.')
     check_arch(recipe.arch)
     _check_batch(recipe)
+    _check_size(recipe)
 
 # %% ../nbs/03_train.ipynb #t03-metrics
 def auroc(preds, targs):
