@@ -368,6 +368,7 @@ Workers = Annotated[
         'and more serve machines with many cores.',
         envvar='FACE_FUTURE_WORKERS',
         min=1,
+        max=256,
     ),
 ]
 

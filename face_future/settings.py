@@ -86,10 +86,13 @@ class LimitSettings(DecodeSettings):
     queue: int = Field(
         64, ge=1, description='Pictures accepted and not yet answered. The next gets a 503.'
     )
-    batch: int = Field(8, ge=1, description='Faces that the network predicts at once.')
+    batch: int = Field(
+        8, ge=1, le=1024, description='Faces that the network predicts at once.'
+    )
     threads: int = Field(
         0,
         ge=0,
+        le=1024,
         description='Threads of the network, and processes that decode. 0: one a processor core.',
     )
 
