@@ -86,9 +86,7 @@ class LimitSettings(DecodeSettings):
     queue: int = Field(
         64, ge=1, description='Pictures accepted and not yet answered. The next gets a 503.'
     )
-    batch: int = Field(
-        8, ge=1, le=1024, description='Faces that the network predicts at once.'
-    )
+    batch: int = Field(8, ge=1, le=1024, description='Faces that the network predicts at once.')
     threads: int = Field(
         0,
         ge=0,
