@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .close_ups import with_channels
 from .files import atomic_write, cache_folder
 from .model_config import WeightsError, onnx_notes
 
@@ -156,8 +157,10 @@ class Onnx:
         options.intra_op_num_threads = max(1, cpu_threads() // streams)
         options.log_severity_level = 3
         self.session = ort.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+        self.channels = self.session.get_inputs()[0].shape[1]  # 3, or 6 with close-ups
 
     def run(self, x: np.ndarray):
+        x = with_channels(x, self.channels)
         return [*self.session.run(None, {'image': np.ascontiguousarray(x)}), None][:3]
 
     def __call__(self, x: np.ndarray):
@@ -201,11 +204,13 @@ class OpenVino:
     ):  # file: an `.onnx` graph
         _need('openvino', 'openvino')
         self.model = _compiled(file, precision, streams)
+        self.channels = self.model.inputs[0].partial_shape[1].get_length()
         self.local = threading.local()
 
     def run(self, x: np.ndarray):
         if not hasattr(self.local, 'request'):
             self.local.request = self.model.create_infer_request()  # one a thread
+        x = with_channels(x, self.channels)
         outputs = self.local.request.infer([np.ascontiguousarray(x)])
         return [*(np.array(a, np.float32) for a in outputs.values()), None][:3]
 

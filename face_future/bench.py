@@ -37,7 +37,7 @@ from face_future.bench_cases import (
     original_cases,
     peer_cases,
 )
-from .data import read_rgb
+from .data import Preprocess, read_rgb
 from .files import atomic_write
 from .model import load_weights
 from .model_config import find_weights
@@ -151,7 +151,8 @@ def _profile(graph, size, precision, batch, repeats) -> list:  # (node type, ope
     )
     net = ov.Core().compile_model(str(graph), 'CPU', options)
     request = net.create_infer_request()
-    x = np.random.default_rng(0).normal(size=(batch, 3, size, size)).astype(np.float32)
+    channels = net.inputs[0].partial_shape[1].get_length()
+    x = np.random.default_rng(0).normal(size=(batch, channels, size, size)).astype(np.float32)
     runs = []
     for _ in range(repeats + 1):  # the first warms up
         request.infer([x])
@@ -229,6 +230,12 @@ def keep_record(
         _write(_beside(out, f'layers_{precision}'), table.round(4))
 
 # %% ../nbs/parts/bench.ipynb #v08b-cases
+def _input_of(settings) -> tuple:  # size, channels
+    "The size of what a network takes, and how many channels it has."
+    preprocess = Preprocess(**settings['preprocess'])
+    return preprocess.size, preprocess.channels
+
+
 def _small_cases(file, files, model, settings, compiled, others) -> list:
     "Every case but those of large pictures, and `others` among them."
     alone = network_cases(file, settings, model, compiled)
@@ -236,7 +243,7 @@ def _small_cases(file, files, model, settings, compiled, others) -> list:
     return [
         *limit_cases(limits),
         *alone,
-        *gpu_cases(model, settings['preprocess']['size']),
+        *gpu_cases(model, *_input_of(settings)),
         *others,
         *original_cases(file, settings, files),
         *folder_cases(file, files),

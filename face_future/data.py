@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from .close_ups import close_up_box
 from .files import are_numbers, is_number, short
 from .jpeg import check_end, ended, plain_jpeg
 from face_future.opening import (
@@ -180,6 +181,8 @@ def _check(p):
         raise ValueError('margin must be a number, and mean and std three each.')
     if min(p.margin, *p.std) <= 0:
         raise ValueError('margin and the three of std must be above 0.')
+    if not isinstance(p.close_up, int) or p.close_up < 0:
+        raise ValueError('close_up must be a whole number of pixels, or 0.')
 
 # %% ../nbs/01_data.ipynb #d01-preprocess
 @dataclass(frozen=True)
@@ -193,10 +196,16 @@ class Preprocess:
     crop: str = 'whole'  # `whole`: the picture's centre square, `face`: a square round each face
     margin: float = 1.1  # side of that square in units of the face's longer side
     detector: str = ''  # what found the faces in training, see parts/faces
+    close_up: int = 0  # pixels: faces as large have a second look, see parts/close_ups (0: none)
 
     def __post_init__(self):
         _check(self)
         vars(self).update(mean=tuple(self.mean), std=tuple(self.std))  # JSON knows lists only
+
+    @property
+    def channels(self) -> int:
+        "Of the network's input: 3, or 6 with close-ups."
+        return 6 if self.close_up else 3
 
     def crop_pixels(self, rgb: np.ndarray, box: tuple | None = None) -> np.ndarray:  # S × S × 3
         "The crop of `rgb` (H × W × 3 uint8) round `box` (x, y, width, height), or its centre."
@@ -204,10 +213,19 @@ class Preprocess:
         x, y, s = centre_crop_box(h, w) if box is None else face_crop_box(box, self.margin, h, w)
         return _resize(rgb[y : y + s, x : x + s], self.size, self.interpolation)
 
-    def __call__(self, rgb: np.ndarray, box: tuple | None = None) -> np.ndarray:  # 3 × S × S
-        "Network input (float32, normalised) for one image, or for one face in it."
-        return _normalised(self.crop_pixels(rgb, box), self.mean, self.std)
+    def close_up_pixels(self, rgb: np.ndarray, box: tuple | None) -> np.ndarray | None:
+        "S × S × 3 of a large face, not scaled. None for a smaller face, or without one."
+        if box is None or not 0 < self.close_up <= max(box[2:]):
+            return None
+        square = close_up_box(box, self.size, *rgb.shape[:2])
+        return square and rgb[square[1] : square[1] + self.size, square[0] : square[0] + self.size]
+
+    def __call__(self, rgb: np.ndarray, box: tuple | None = None) -> np.ndarray:
+        "Network input (float32, normalised), 3 × S × S, or 6 × S × S with a close-up of a face."
+        looks = self.crop_pixels(rgb, box), self.close_up_pixels(rgb, box)
+        x = [_normalised(look, self.mean, self.std) for look in looks if look is not None]
+        return x[0] if len(x) == 1 else np.concatenate(x)
 
     def undo(self, x) -> np.ndarray:  # S × S × 3, uint8
-        "Back from a network input to RGB bytes, for showing."
-        return _restored(x, self.mean, self.std)
+        "Back from a network input to RGB bytes, for showing: its crop."
+        return _restored(x[:3], self.mean, self.std)

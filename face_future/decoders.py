@@ -250,7 +250,7 @@ class Processes(Idle):
         self.idle.clear()
 
 # %% ../nbs/parts/decoders.ipynb #d6b-crops
-def read_crops(fields: dict, raw: bytes, most: int) -> np.ndarray:  # n × 3 × size × size, float32
+def read_crops(fields: dict, raw: bytes, most: int) -> np.ndarray:  # n × 3 or 6 × size × size
     "The crops in a message. Raises `ValueError` if there are not as many as it says."
     crops = np.frombuffer(raw, np.float32).reshape(fields['shape'])
     if not 0 < len(crops) == len(fields['boxes']) == len(fields['issues']) <= most:

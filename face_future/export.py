@@ -21,6 +21,7 @@ from torch import nn
 
 from . import __version__
 from .backends import Onnx
+from .close_ups import stacked
 from .data import Preprocess, read_rgb
 from .external_data import Place, halve, point_at, tensor_places
 from .files import atomic_write
@@ -53,10 +54,11 @@ KEEP_TENSORS = dict(  # the runtimes merge batch norms themselves, so each tenso
 def trace(
     model: nn.Module,  # in eval mode
     size: int,  # height and width of its input, in pixels
+    channels: int = 3,  # of its input, 6 with close-ups
 ) -> onnx.ModelProto:  # tensors inside, in 32 bits, named as in the model
-    "The graph of `forward_all`: image (N × 3 × size × size) to logit, features and map."
+    "The graph of `forward_all`: image (N × channels × size × size) to logit, features and map."
     outputs = _Outputs(model).eval()
-    x = torch.zeros(2, 3, size, size)
+    x = torch.zeros(2, channels, size, size)
     with torch.no_grad():
         names = list(OUTPUTS[: len(outputs(x))])
     io_names = dict(input_names=['image'], output_names=names)
@@ -90,12 +92,13 @@ def point_into(
 def example_inputs(
     preprocess: Preprocess,
     images=(),  # photographs: paths or bytes
-) -> np.ndarray:  # N × 3 × S × S, float32
+) -> np.ndarray:  # N × 3 or 6 × S × S, float32
     "Inputs for a parity check: the centres of `images`, and five of noise."
     whole = Preprocess(**{**vars(preprocess), 'crop': 'whole'})
     photographs = [whole(read_rgb(image)) for image in images]
-    noise = np.random.default_rng(0).normal(size=(5, 3, preprocess.size, preprocess.size))
-    return np.stack([*photographs, *noise.astype(np.float32)])
+    shape = 5, preprocess.channels, preprocess.size, preprocess.size
+    noise = np.random.default_rng(0).normal(size=shape)
+    return stacked([*photographs, *noise.astype(np.float32)])
 
 # %% ../nbs/08_export.ipynb #e08-onegap
 def _gap(want, got) -> float:
@@ -110,7 +113,7 @@ def _gap(want, got) -> float:
 def parity_gap(
     model: nn.Module,  # in eval mode, on the CPU
     backend,  # called with a batch, it gives logit, features, map
-    x: np.ndarray,  # N × 3 × S × S, float32
+    x: np.ndarray,  # N × 3 or 6 × S × S, float32
 ) -> float:  # infinite where an output is missing or has another shape
     "The largest relative difference of any output, in the batch `x` and of its first image alone."
     with torch.inference_mode():
@@ -186,10 +189,11 @@ def export_onnx(
     "Write an ONNX graph that points into its weights. An `ExportError` says that parity fails."
     file = find_weights(weights)
     model, known = load_weights(file, settings)
-    inputs = example_inputs(Preprocess(**known['preprocess']), images)  # before anything is written
+    preprocess = Preprocess(**known['preprocess'])
+    inputs = example_inputs(preprocess, images)  # before anything is written
     beside = _weights_beside(file, Path(out or file.parent), model, known)
     known = complete(beside, read_settings(beside))
-    graph = trace(model, known['preprocess']['size'])
+    graph = trace(model, preprocess.size, preprocess.channels)
     point_into(graph, beside)
     _describe(graph, known)
     _keep_if_equal(graph, beside.with_suffix('.onnx'), model, inputs, tolerance)

@@ -18,7 +18,14 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from .ensemble import Ensemble, build, ends_in_pooling, member_state, members
+from face_future.ensemble import (
+    Ensemble,
+    build,
+    ends_in_pooling,
+    member_state,
+    members,
+    takes_close_ups,
+)
 from .files import atomic_write, short
 from face_future.model_config import (
     ModelConfig,
@@ -105,7 +112,7 @@ def _layer_groups(model: nn.Module) -> list[list[nn.Module]]:
     if isinstance(model, Ensemble):
         early, late, _ = zip(*[_layer_groups(body) for body in model.bodies])
         return [[*chain(*early)], [*chain(*late)], [model.classifier]]
-    if hasattr(model, 'conv_stem') and hasattr(model, 'blocks'):
+    if hasattr(model, 'conv_head') and hasattr(model, 'blocks'):
         stem, first, second, last, head, classifier = stages(model)
         return [[*stem, *first, *second], [*last, *head], classifier]
     classifier = model.get_classifier()
@@ -155,6 +162,9 @@ def load_weights(
     config = complete(file, inside, settings)
     check_arch(config.arch)
     model = build(config.arch, len(config.classes))
+    if config.preprocess.close_up and not any(map(takes_close_ups, model.modules())):
+        name = Path(file).name
+        raise WeightsError(f'{name}: has close_up in its settings, but no network for close-ups.')
     fit_state(model, state, Path(file).name)
     return model.eval(), config
 
@@ -168,7 +178,7 @@ def linear_head(model: nn.Module) -> nn.Linear | None:
 # %% ../nbs/02_model.ipynb #m02-forward
 def forward_all(
     model: nn.Module,
-    x: torch.Tensor,  # N × 3 × S × S
+    x: torch.Tensor,  # N × 3 × S × S, or N × 6 × S × S with close-ups
 ) -> tuple:  # logit N (fake minus real output), features N × F, map N × h × w or None
     "Logit, pooled features and class activation map (Zhou et al. 2016) from one forward pass."
     feature_map = model.forward_features(x)

@@ -28,7 +28,8 @@ def halve(predictor: Predictor) -> float:  # the largest change of a logit
     exact = predictor.model
     size = predictor.preprocess.size
     predictor.backend.model = copy.deepcopy(exact).half().float()
-    x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    channels = predictor.preprocess.channels
+    x = torch.randn(4, channels, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         gap = float((predictor.model(x) - exact(x)).abs().max())
     if not gap <= 0.05:

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from onnx import helper
 
 from .backends import BackendMissing, Onnx, OpenVino
+from .close_ups import stacked
 from .comparisons import auroc_change
 from .data import read_rgb
 from .files import atomic_write
@@ -33,7 +34,7 @@ def held_out_crops(
     split='valid',
     seed: int = 0,
     root=None,  # where the pictures lie now, if they were moved
-):  # -> N × 3 × S × S, float32, and N bool: fake in the world's sense
+):  # -> N × 3 or 6 × S × S, float32, and N bool: fake in the world's sense
     "Network inputs: the largest face of each picture, if it has no quality issue."
     some = Labels.load(labels_file, root).part(split).sample(n, seed)
     fake = some.is_fake
@@ -43,7 +44,7 @@ def held_out_crops(
     if len(set(fake[sound])) < 2:
         name = Path(labels_file).name
         raise LabelError(f'{name}: its {split} images do not show both classes.')
-    return np.stack([crop for crop, _, _ in largest])[sound], fake[sound]
+    return stacked([crop for crop, _, _ in largest])[sound], fake[sound]
 
 # %% ../nbs/parts/precision.ipynb #prc-flipfn
 def verdict_side(

@@ -98,12 +98,12 @@ def matmul_onnx(n: int = 2048):  # -> a function, and its number of operations
     return lambda: session.run(None, dict(a=x, b=x))[0], 2 * n**3
 
 # %% ../nbs/parts/speed.ipynb #v08b-limitfn3
-def count_flops(model, size: int) -> int:
-    "Operations of one forward pass of one image of size × size pixels."
+def count_flops(model, size: int, channels: int = 3) -> int:
+    "Operations of one forward pass of one image of channels × size × size."
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, size, size))
+        model(torch.zeros(1, channels, size, size))
     return counter.get_total_flops()
 
 # %% ../nbs/parts/speed.ipynb #v08b-waysfn

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .backends import Reopened, make_backend
+from .close_ups import stacked
 from .evidence import file_evidence
 from .faces import FaceFinder
 from .files import check_apart, check_writable
@@ -142,7 +143,7 @@ class Predictor(LoadedWeights):
 
     def predict(self, crops: list) -> Prediction:  # for each picture what `detect` gives
         "Predict the crops of some pictures."
-        x = np.stack([crop[0] for picture in crops for crop in picture])
+        x = stacked([crop[0] for picture in crops for crop in picture])
         logit, features, cam = self.backend(np.concatenate([VIEWS[v](x) for v in self.views]))
         view_logits = self.sign * logit.reshape(len(self.views), len(x)).T
         if cam is not None:

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 
+from .close_ups import stacked
 from .credentials import load_library
 from .data import is_no_memory
 from .evidence import as_dicts, evidence, headline
@@ -132,7 +133,7 @@ def prepare(
     most: int,  # crops
     frame: int = 1,  # of an animation
     preview: str = '',  # `needed` or `always`, see `preview_if`
-) -> tuple:  # (fields, crops: n × 3 × size × size, float32, or None)
+) -> tuple:  # (fields, crops: n × 3 or 6 × size × size, float32, or None)
     "What one picture gives. Where `memory` is too little, the fields hold `need` alone."
     if (need := _need_of(data, frame, max_pixels)) > memory:
         return dict(need=need), None
@@ -144,7 +145,7 @@ def prepare(
         shown = preview_if(preview, data, picture.rgb, picture.frames)
     fields = summary(picture, found, most, said) | dict(preview=shown)
     crops = [crop for crop, _, _ in found[:most]]
-    return fields, crops[0][None] if len(crops) == 1 else np.stack(crops)
+    return fields, crops[0][None] if len(crops) == 1 else stacked(crops)
 
 # %% ../nbs/parts/worker.ipynb #w06-answer
 def answer(order: dict, data: bytes, detect) -> tuple:  # (fields, bytes, or a view of them)

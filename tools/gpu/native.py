@@ -1,14 +1,16 @@
 """Train a network on squares at native resolution: `python tools/gpu/native.py train parts run …`.
 
 The other scripts scale every face to the network's input, and where a face is large its finest
-detail is lost. This one cuts squares from the face that are not scaled. Its network is the first
-stages of an EfficientNet, which see some 100 pixels, and says something of each place; the mean is
-its logit. A short network that judges patches carries over to other generators better than a deep
-one (Chai et al. 2020, arXiv:2008.10588).
+detail is lost. This one cuts squares from the face that are not scaled. Its network is that of
+nbs/parts/patches, the member of the packaged `faces` that looks at close-ups.
 
 In a share of the couples the fake is the photograph itself, reconstructed at native resolution by
 an autoencoder. With `--reconstructions 1` no picture of any generator is shown, so that all of them
 are unseen. `parts` are packed without shrinking: see README.md. Two processor cores are enough.
+
+`member` then makes a member of an ensemble of what was trained: on close-ups of held-out
+photographs its logit has mean 0 and standard deviation 1, so that its share in the sum is in
+standard deviations, and a face with a close-up is no more a fake than one without.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from common import (
     write_whole,
 )
 from left_out import fill_body
-from nets import Autoencoder, fill, make_net, normalised, read_state
+from nets import Autoencoder, fill, normalised, read_state
 from pictures import corrupted, resized
 from plain_run import PlainRun
 from safetensors.torch import save_file
@@ -41,9 +43,13 @@ from torch.utils.data import IterableDataset
 from train import Learner, margin_of
 
 from data import Crops, PairStore, Sources, crops_without, read_parts, safely, worker_seed
+from face_future.close_ups import close_up_box
+from face_future.model import save_weights
+from face_future.model_config import find_weights
+from face_future.patches import Patches, evidence
 
-ARCH = 'tf_efficientnet_lite0'
-STAGES = 4  # of the network's seven: the last map has a sixteenth of the square's side
+ARCH = 'patches'
+CLOSE_UP = 230  # pixels: faces as large have a close-up in the product
 SETTINGS = dict(rate=1e-3, weight_decay=0.03, clip=2.0, smoothing=0.04)
 SCHEDULE = dict(warmup=100, flat=0.2, least_rate=0.01, ema=0.998)
 SIZE = 128  # pixels of a square
@@ -51,30 +57,6 @@ KEPT = 256  # pixels of a reconstructed square, from which smaller ones are cut
 MADE = 1  # squares of each photograph are reconstructed
 SQUARES = 2  # of each picture that is read
 NATIVE = 0.6  # of the squares are not scaled; the others are larger ones, scaled down
-
-
-class Patches(nn.Module):
-    "The first stages of an EfficientNet, and a logit of each place: B × 3 × S × S -> B × 2."
-
-    def __init__(self, arch: str = ARCH, stages: int = STAGES):
-        super().__init__()
-        whole = make_net(arch)
-        self.conv_stem, self.bn1 = whole.conv_stem, whole.bn1
-        self.blocks = whole.blocks[:stages]
-        with torch.no_grad():
-            channels = self.features(torch.zeros(1, 3, 64, 64)).shape[1]
-        self.classifier = nn.Linear(channels, 2)
-
-    def features(self, x):
-        return self.blocks(self.bn1(self.conv_stem(x)))
-
-    def evidence(self, x):
-        "B × 3 × H × W -> B × h × w: above 0 where a place looks fake."
-        both = self.classifier(self.features(x).permute(0, 2, 3, 1))
-        return both[..., 1] - both[..., 0]
-
-    def forward(self, x):
-        return self.classifier(self.features(x).mean((2, 3)))
 
 
 def face_square(rgb: np.ndarray, box, side: int, rng: random.Random) -> np.ndarray:
@@ -217,8 +199,7 @@ class Run(PlainRun):
         torch.manual_seed(a.seed)
         super().__init__(a, PatchLearner(a.init))
         recipe = read_recipe(a.recipe)
-        named = dict(arch=f'{ARCH}, {STAGES} stages')
-        self.settings = weights.settings_for(ARCH, None, SIZE) | named
+        self.settings = weights.settings_for(ARCH, None, SIZE)
         if a.resume:
             self.resume()
         crops = crops_without(a.parts, a.left_out, recipe)
@@ -238,7 +219,7 @@ class Run(PlainRun):
         return self.learner.learn(x, fake, self.settings['preprocess'], rate)
 
     def save_weights(self):
-        recipe = dict(script='native.py', images=self.images, stages=STAGES)
+        recipe = dict(script='native.py', images=self.images)
         recipe |= SETTINGS | SCHEDULE | self.options()
         about = dict(face_future=json.dumps(self.settings | dict(recipe=recipe)))
         state = weights.halved(self.learner.weights())
@@ -247,31 +228,74 @@ class Run(PlainRun):
         write_whole(file, lambda path: save_file(state, path, about))
 
 
-@torch.inference_mode()
-def look_at(net: Patches, rgb: np.ndarray, box, how: dict) -> tuple:  # mean, highest quarter
-    "What the network says of a face, at its own resolution: at most 640 pixels of its middle."
+def read_patches(file):  # the network, and its settings
+    "What `train` or `member` wrote."
+    what = 'weights of native.py'
+    settings = weights.inside(need(file, what))
+    return fill(Patches(), read_state(file, what), file).eval(), settings
+
+
+def middle(rgb: np.ndarray, box, most: int = 640) -> np.ndarray:
+    "At most so many pixels of the middle of a face."
     left, top, w, h = (round(float(v)) for v in box)
-    height, width = min(h, 640), min(w, 640)
+    height, width = min(h, most), min(w, most)
     left, top = max(0, left + (w - width) // 2), max(0, top + (h - height) // 2)
-    x = torch.from_numpy(np.ascontiguousarray(rgb[top : top + height, left : left + width]))
-    said = net.evidence(normalised(x[None], how['mean'], how['std'])).flatten()
-    return said.mean().item(), said.topk(max(1, len(said) // 4)).values.mean().item()
+    return np.ascontiguousarray(rgb[top : top + height, left : left + width])
+
+
+def close_up(rgb: np.ndarray, box, size: int) -> np.ndarray:
+    "A face's close-up as the product cuts it, or all of a picture that is smaller."
+    left, top, side = close_up_box(box, size, *rgb.shape[:2]) or (0, 0, size)
+    return np.ascontiguousarray(rgb[top : top + side, left : left + side])
+
+
+@torch.inference_mode()
+def says(net: Patches, square: np.ndarray, how: dict) -> float:
+    "The network's logit of a square, or of any other part of a picture."
+    x = normalised(torch.from_numpy(square)[None], how['mean'], how['std'])
+    return evidence(net, x).mean().item()
 
 
 def measure(a):
-    "Write what the network says of each packed face: source, group, fake, mean, quarter."
-    settings = weights.inside(need(a.weights, 'weights of native.py'))
-    net = fill(Patches(), read_state(a.weights, 'weights of native.py'), a.weights).eval()
+    "Write what the network says of each packed face: source, group, fake, middle, close_up."
+    net, settings = read_patches(a.weights)
+    how = settings['preprocess']
     crops = Crops(read_parts(a.parts))
     rows = []
     for i in range(len(crops)):
-        said = look_at(net, crops.read(i), crops.box[i], settings['preprocess'])
-        mean, quarter = (round(value, 4) for value in said)
-        rows.append((crops.source[i], crops.group[i], bool(crops.fake[i]), mean, quarter))
-    lines = [('source', 'group', 'fake', 'mean', 'quarter'), *rows]
+        rgb, box = crops.read(i), crops.box[i]
+        said = [says(net, cut, how) for cut in (middle(rgb, box), close_up(rgb, box, a.size))]
+        values = (round(value, 4) for value in said)
+        rows.append((crops.source[i], crops.group[i], bool(crops.fake[i]), *values))
+    lines = [('source', 'group', 'fake', 'middle', 'close_up'), *rows]
     text = ''.join(','.join(map(str, line)) + '\n' for line in lines)
     write_whole(a.out, lambda path: path.write_text(text, encoding='utf-8'))
     print(f'{a.out.name}: {len(rows)} faces')
+
+
+def make_member(a):
+    "Scale the last layer by close-ups of photographs, and write a member's settings."
+    net, trained = read_patches(a.weights)
+    crops = Crops(read_parts(a.parts))
+    settings = weights.settings_for(ARCH, a.beside or find_weights('faces'), a.size)
+    how = settings['preprocess']
+    said = {}  # of a group, for instance all pictures of one person: they count once
+    for i in np.flatnonzero(~crops.fake):
+        logit = says(net, close_up(crops.read(i), crops.box[i], a.size), how)
+        said.setdefault((crops.source[i], crops.group[i]), []).append(logit)
+    mean = float(np.mean([np.mean(v) for v in said.values()]))
+    spread = float(np.mean([np.mean((np.array(v) - mean) ** 2) for v in said.values()]) ** 0.5)
+    with torch.no_grad():
+        net.classifier.weight[1, -1] -= mean
+        net.classifier.weight /= spread
+    photos = sum(map(len, said.values()))
+    scaled = dict(
+        photographs=photos, groups=len(said), mean=round(mean, 4), spread=round(spread, 4)
+    )
+    settings['recipe'] = trained.get('recipe', {}) | dict(scaled=scaled)
+    how['close_up'] = CLOSE_UP
+    save_weights(net, settings, a.out, half=True)
+    print(f'{a.out.name}: mean {mean:.2f} and spread {spread:.2f} of {photos} photographs')
 
 
 def arguments(args=None):
@@ -298,6 +322,16 @@ def arguments(args=None):
     test.add_argument('parts', help='folder of part-*.tar, packed with --split valid')
     test.add_argument('weights', help='native.safetensors of a run')
     test.add_argument('out', type=Path, help='CSV, a row a face')
+    member = commands.add_parser('member', help='make a member of an ensemble of trained weights')
+    member.set_defaults(run=make_member)
+    member.add_argument('parts', help='folder of part-*.tar, packed with --split valid')
+    member.add_argument('weights', help='native.safetensors of a run')
+    member.add_argument('out', type=Path, help='safetensors, for face_future ensemble')
+    text = "weights whose crop the ensemble has (default: the packaged faces')"
+    member.add_argument('--beside', help=text)
+    for command in (test, member):
+        text = 'side of a close-up, pixels (default: 224)'
+        command.add_argument('--size', type=int, default=224, help=text)
     return parser.parse_args(args)
 
 
