@@ -196,7 +196,7 @@ class Preprocess:
     crop: str = 'whole'  # `whole`: the picture's centre square, `face`: a square round each face
     margin: float = 1.1  # side of that square in units of the face's longer side
     detector: str = ''  # what found the faces in training, see parts/faces
-    close_up: int = 0  # pixels: faces as large have a second look, see parts/close_ups (0: none)
+    close_up: int = 0  # side in pixels from which a crop has a close-up, parts/close_ups (0: none)
 
     def __post_init__(self):
         _check(self)
@@ -214,10 +214,13 @@ class Preprocess:
         return _resize(rgb[y : y + s, x : x + s], self.size, self.interpolation)
 
     def close_up_pixels(self, rgb: np.ndarray, box: tuple | None) -> np.ndarray | None:
-        "S × S × 3 of a large face, not scaled. None for a smaller face, or without one."
-        if box is None or not 0 < self.close_up <= max(box[2:]):
+        "S × S × 3 of a face, not scaled, where its crop is large. Else None."
+        h, w = rgb.shape[:2]
+        if box is None or not self.close_up:
             return None
-        square = close_up_box(box, self.size, *rgb.shape[:2])
+        if face_crop_box(box, self.margin, h, w)[2] < self.close_up:
+            return None
+        square = close_up_box(box, self.size, h, w)
         return square and rgb[square[1] : square[1] + self.size, square[0] : square[0] + self.size]
 
     def __call__(self, rgb: np.ndarray, box: tuple | None = None) -> np.ndarray:

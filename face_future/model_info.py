@@ -71,7 +71,7 @@ class Preprocessing(Loose):
     margin: Optional[float] = Field(
         None, description="Side of that square, in units of the face's longer side."
     )
-    close_up: int = Field(0, description='Faces of as many pixels have a close-up too (0: none).')
+    close_up: int = Field(0, description='Crops from this side on have a close-up (0: none).')
     detector: str = Field('', description='What found the faces in training.')
     interpolation: Optional[str] = None
     mean: list[float] = []

@@ -37,9 +37,10 @@ class PatchMap(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         "Close-ups -> N × 81 × 1 × 1: the mean over all places, and 1. All 0 where there is none."
-        there = present(x)
-        seen = torch.cat([self.places(x).mean((2, 3)), torch.ones_like(there)], 1)
-        return (seen * there)[:, :, None, None]
+        some = present(x)[:, 0].nonzero()[:, 0]
+        seen = nn.functional.pad(self.places(x[some]).mean((2, 3)), (0, 1), value=1)
+        nothing = x.new_zeros(x.shape[0], CHANNELS + 1)
+        return nothing.index_copy(0, some, seen)[:, :, None, None]
 
 # %% ../nbs/parts/patches.ipynb #pt-net
 class Patches(PatchMap):

@@ -49,7 +49,7 @@ from face_future.model_config import find_weights
 from face_future.patches import Patches, evidence
 
 ARCH = 'patches'
-CLOSE_UP = 230  # pixels: faces as large have a close-up in the product
+CLOSE_UP = 345  # side in pixels from which a face's crop has a close-up in the product
 SETTINGS = dict(rate=1e-3, weight_decay=0.03, clip=2.0, smoothing=0.04)
 SCHEDULE = dict(warmup=100, flat=0.2, least_rate=0.01, ema=0.998)
 SIZE = 128  # pixels of a square
