@@ -131,7 +131,8 @@ def _why_unfit(body: nn.Module, first: nn.Module) -> str:
 
 def _check_fit(called: list[str], bodies: list[nn.Module]):
     "A `WeightsError` that names the first member which can't be one, and says what to do."
-    first = next(filter(ends_in_pooling, bodies), bodies[0])
+    large = [b for b in bodies if ends_in_pooling(b) and not takes_close_ups(b)]
+    first = [*large, *bodies][0]
     for name, body in zip(called, bodies):
         if why := _why_unfit(body, first):
             raise WeightsError(f"{name} can't be a member of an ensemble: {why}.")

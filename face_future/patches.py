@@ -39,7 +39,7 @@ class PatchMap(nn.Module):
         "Close-ups -> N × 81 × 1 × 1: the mean over all places, and 1. All 0 where there is none."
         some = present(x)[:, 0].nonzero()[:, 0]
         seen = nn.functional.pad(self.places(x[some]).mean((2, 3)), (0, 1), value=1)
-        nothing = x.new_zeros(x.shape[0], CHANNELS + 1)
+        nothing = seen.new_zeros(x.shape[0], CHANNELS + 1)  # of 16 bits where `seen` is
         return nothing.index_copy(0, some, seen)[:, :, None, None]
 
 # %% ../nbs/parts/patches.ipynb #pt-net

@@ -103,7 +103,7 @@ def count_flops(model, size: int, channels: int = 3) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, channels, size, size))
+        model(torch.rand(1, channels, size, size))  # noise: zeros are no close-up
     return counter.get_total_flops()
 
 # %% ../nbs/parts/speed.ipynb #v08b-waysfn
