@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .close_ups import close_up_box
+from .close_ups import LEAST_SHARP, close_up_box, sharpness
 from .files import are_numbers, is_number, short
 from .jpeg import check_end, ended, plain_jpeg
 from face_future.opening import (
@@ -214,14 +214,17 @@ class Preprocess:
         return _resize(rgb[y : y + s, x : x + s], self.size, self.interpolation)
 
     def close_up_pixels(self, rgb: np.ndarray, box: tuple | None) -> np.ndarray | None:
-        "S × S × 3 of a face, not scaled, where its crop is large. Else None."
+        "S × S × 3 of a face, not scaled, where its crop is large and the face sharp. Else None."
         h, w = rgb.shape[:2]
         if box is None or not self.close_up:
             return None
         if face_crop_box(box, self.margin, h, w)[2] < self.close_up:
             return None
-        square = close_up_box(box, self.size, h, w)
-        return square and rgb[square[1] : square[1] + self.size, square[0] : square[0] + self.size]
+        if not (square := close_up_box(box, self.size, h, w)):
+            return None
+        x, y, s = square
+        look = rgb[y : y + s, x : x + s]
+        return look if sharpness(look) >= LEAST_SHARP else None
 
     def __call__(self, rgb: np.ndarray, box: tuple | None = None) -> np.ndarray:
         "Network input (float32, normalised), 3 × S × S, or 6 × S × S with a close-up of a face."

@@ -19,6 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from tqdm import tqdm
 
+from .close_ups import crop_features
 from .data import UNUSABLE, read_rgb
 from .intervals import mean_interval
 from .labels import LabelError, Labels, draw_evenly
@@ -118,7 +119,8 @@ def _outputs(predictor, pictures: list) -> tuple:  # table, features, crops, map
     output = dict(verdict=p.picture_verdict, p_fake=p.p_fake[d], confidence=p.confidence[d])
     crops = np.stack([predictor.preprocess.undo(inputs[i]) for i in d])
     cam = None if p.cam is None else p.cam[d]
-    return pd.DataFrame(dict(**output, issue=p.quality_issue[d])), p.features[d], crops, cam
+    features = crop_features(p.features[d], predictor.settings.get('arch', ''))
+    return pd.DataFrame(dict(**output, issue=p.quality_issue[d])), features, crops, cam
 
 # %% ../nbs/parts/embedding.ipynb #x05-describe
 def _describe(rows: pd.DataFrame, output: pd.DataFrame, fake_means: str) -> pd.DataFrame:

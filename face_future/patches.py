@@ -11,6 +11,8 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from .close_ups import FEATURES
+
 # %% ../nbs/parts/patches.ipynb #pt-present
 def present(x: torch.Tensor) -> torch.Tensor:
     "Close-ups N × 3 × S × S -> N × 1: 1 where there is one, 0 where each channel is one value."
@@ -19,7 +21,7 @@ def present(x: torch.Tensor) -> torch.Tensor:
 
 # %% ../nbs/parts/patches.ipynb #pt-class
 STAGES = 4  # of seven: the last map has a sixteenth of the input's side
-CHANNELS = 80  # of that map
+CHANNELS = FEATURES - 1  # of that map
 
 
 class PatchMap(nn.Module):
