@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .close_ups import LEAST_SHARP, close_up_box, sharpness
+from .close_ups import close_up
 from .files import are_numbers, is_number, short
 from .jpeg import check_end, ended, plain_jpeg
 from face_future.opening import (
@@ -218,13 +218,8 @@ class Preprocess:
         h, w = rgb.shape[:2]
         if box is None or not self.close_up:
             return None
-        if face_crop_box(box, self.margin, h, w)[2] < self.close_up:
-            return None
-        if not (square := close_up_box(box, self.size, h, w)):
-            return None
-        x, y, s = square
-        look = rgb[y : y + s, x : x + s]
-        return look if sharpness(look) >= LEAST_SHARP else None
+        large = face_crop_box(box, self.margin, h, w)[2] >= self.close_up
+        return close_up(rgb, box, self.size) if large else None
 
     def __call__(self, rgb: np.ndarray, box: tuple | None = None) -> np.ndarray:
         "Network input (float32, normalised), 3 × S × S, or 6 × S × S with a close-up of a face."

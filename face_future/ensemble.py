@@ -38,7 +38,7 @@ def ends_in_pooling(net: nn.Module) -> bool:
     "Does a timm network end in a map, its mean, and a head, as an EfficientNet does?"
     return hasattr(net, 'global_pool') and hasattr(net, 'conv_stem')
 
-# %% ../nbs/parts/ensemble.ipynb #n02-class
+# %% ../nbs/parts/ensemble.ipynb #n02-close
 def takes_close_ups(net: nn.Module) -> bool:
     "Does a network look at close-ups, as parts/patches does, and not at the crop?"
     return getattr(net, 'takes_close_ups', False)
@@ -48,7 +48,7 @@ def _spread(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
     "A map of one cell, as large as the others. Larger ones stay as they are."
     return cells.expand(-1, -1, height, width) if cells.shape[2:] == (1, 1) else cells
 
-
+# %% ../nbs/parts/ensemble.ipynb #n02-class
 class Bodies(nn.Module):
     "timm networks without heads, side by side. Their maps must be of one size, or of one cell."
 

@@ -12,6 +12,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from .close_ups import FEATURES
+from .detail import PooledHead
 
 # %% ../nbs/parts/patches.ipynb #pt-present
 def present(x: torch.Tensor) -> torch.Tensor:
@@ -45,10 +46,9 @@ class PatchMap(nn.Module):
         return nothing.index_copy(0, some, seen)[:, :, None, None]
 
 # %% ../nbs/parts/patches.ipynb #pt-net
-class Patches(PatchMap):
+class Patches(PooledHead, PatchMap):
     "The features and a linear layer, with the names that timm gives to such parts."
 
-    global_pool = 'avg'
     takes_close_ups = True  # for parts/ensemble
 
     def __init__(
@@ -67,17 +67,6 @@ class Patches(PatchMap):
             self.classifier = nn.Linear(CHANNELS + 1, num_classes)
             # the 81st feature stands in its place
             nn.init.zeros_(self.classifier.bias.requires_grad_(False))
-
-    def forward_head(self, maps: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        "Features -> N × 81, or the outputs N × classes."
-        features = maps.mean((2, 3))
-        return features if pre_logits else self.classifier(features)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.classifier
 
 # %% ../nbs/parts/patches.ipynb #pt-evidence
 def evidence(net: Patches, x: torch.Tensor) -> torch.Tensor:
