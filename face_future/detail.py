@@ -77,7 +77,7 @@ class DetailMap(nn.Module):
             x = x + layer(x)
         return nn.functional.softplus(self.evidence(self.drop(x)))
 
-# %% ../nbs/parts/detail.ipynb #dg-grid-net
+# %% ../nbs/parts/detail.ipynb #dg-head
 class PooledHead(nn.Module):
     "What timm's networks do with a map: its mean, then a linear layer `classifier`."
 
@@ -94,7 +94,7 @@ class PooledHead(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.classifier
 
-
+# %% ../nbs/parts/detail.ipynb #dg-grid-net
 class DetailGrid(PooledHead, DetailMap):
     "The map, its mean and a linear layer, with the names that timm gives to such parts."
 

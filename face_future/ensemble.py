@@ -228,7 +228,7 @@ def _check_alike(files: list, configs: list):
         if (config.preprocess.mean, config.preprocess.std) != (known.mean, known.std):
             raise WeightsError(f'{file}: its mean or standard deviation is not what timm has.')
 
-# %% ../nbs/parts/ensemble.ipynb #n02-join
+# %% ../nbs/parts/ensemble.ipynb #n02-origin
 MEASURED = """name sha256 about card views temperature threshold lower_threshold calibration
     evaluation guarantee many_faces""".split()  # settings that describe a single network
 
@@ -250,7 +250,7 @@ def _joined_settings(configs: list, origins: list) -> dict:
     settings['recipe'] = settings.get('recipe', {}) | dict(ensemble=origins)
     return settings
 
-
+# %% ../nbs/parts/ensemble.ipynb #n02-join
 def join_weights(
     files: list,  # weights files or packaged names, of which the first names the preprocessing
     shares: list[float] | None = None,  # of each logit in the sum (None: 1 each)
