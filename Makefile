@@ -50,8 +50,8 @@ test: $(VENV)/.installed-dev ## run every notebook as a test
 	  echo "$$(head -n 1 "$(VENV)/.tested") notebooks passed, and nothing has changed since ('make test FORCE=1' runs them again)."; exit 0; \
 	fi; \
 	rm -f "$(VENV)/.tested"; \
-	OMP_NUM_THREADS=1 PYTHONFAULTHANDLER=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/nbdev_test" --n_workers $(WORKERS) --do_print --timing 2>&1 | tee "$(VENV)/test.log"; \
-	ran=$$(grep -o -- '- Completed ' "$(VENV)/test.log" | wc -l | tr -d ' ') || true; \
+	PATH="$(abspath $(BIN)):$$PATH" tools/test.sh $(WORKERS) | tee "$(VENV)/test.log"; \
+	ran=$$(grep -o -- '- Completed .*' "$(VENV)/test.log" | sort -u | wc -l | tr -d ' ') || true; \
 	have=$$(find nbs -name '[!_.]*.ipynb' ! -path '*/.*' | wc -l | tr -d ' '); \
 	if [ "$$ran" -eq 0 ] || [ "$$ran" -ne "$$have" ]; then \
 	  echo "Only $$ran of the $$have notebooks were run: a chapter must not skip its tests." >&2; exit 1; \
