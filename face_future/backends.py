@@ -292,7 +292,7 @@ def _open_graph(name, graph, streams):
     except Exception as e:  # whatever a runtime may raise
         raise WeightsError(
             f'{Path(graph).name}: {name} can not open it ({type(e).__name__}). It needs its '
-            'weights file beside it. The command face_future export makes both.'
+            'weights file beside it (the command face_future export makes both), and enough memory.'
         ) from e
 
 # %% ../nbs/parts/backends.ipynb #b04b-open

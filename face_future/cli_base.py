@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'WAITING', 'FakeMeans', 'Root', 'WholeImage', 'LabelsFile', 'WEIGHTS', 'BACKEND', 'Weights',
-           'Backend', 'is_nowhere', 'sentence', 'forgiving', 'have_streams', 'is_watched', 'have_a_home', 'failed',
-           'ForgivingCommand', 'one_interrupt', 'check_kept', 'command', 'finite', 'add_options']
+           'Backend', 'is_nowhere', 'takes_no_more', 'sentence', 'forgiving', 'have_streams', 'is_watched',
+           'have_a_home', 'failed', 'ForgivingCommand', 'one_interrupt', 'check_kept', 'command', 'finite',
+           'add_options']
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-imports
 import functools
@@ -50,15 +51,28 @@ def is_nowhere() -> bool:
         return True
 
 
+def takes_no_more(stream) -> bool:
+    "Does a stream refuse what was written to it, as a file on a full disk does?"
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        return True
+    except AttributeError:  # no stream at all
+        pass
+    return False
+
+# %% ../nbs/parts/cli_base.ipynb #c10a-says
 def sentence(e: BaseException) -> str:
     "What an exception says, for people."
     if isinstance(e, OSError) and e.strerror:
         if isinstance(e, FileNotFoundError) and not e.filename and is_nowhere():
             return 'The current folder is gone. Go to one that is there.'
+        if not e.filename and takes_no_more(sys.stdout):
+            return f'standard output: {e.strerror}'
         return f'{printable(e.filename)}: {e.strerror}' if e.filename else e.strerror
     return '\n'.join(map(printable, str(e).splitlines()))
 
-
+# %% ../nbs/parts/cli_base.ipynb #c10a-forgiving
 def forgiving(stream):
     "Let a stream escape what its encoding lacks."
     if getattr(stream, 'errors', None) == 'strict' and hasattr(stream, 'reconfigure'):
