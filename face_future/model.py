@@ -76,7 +76,7 @@ def _zero_head(model: nn.Module) -> None:
 
 # %% ../nbs/02_model.ipynb #m02-createmodel
 def create_model(
-    arch: str = 'efficientnet_b4',  # any timm name, or two with a plus (see parts/ensemble)
+    arch: str = 'efficientnet_b4',  # any timm name, or several with a plus (see parts/ensemble)
     weights: str | Path = 'hub',  # `hub` (ImageNet), a file, a packaged name, or `random`
     classes: int = 2,  # outputs: real, fake
     fake_means: str | None = None,  # in the data: a head that means the opposite starts anew
