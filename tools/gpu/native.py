@@ -19,6 +19,7 @@ import random
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import weights
@@ -33,7 +34,7 @@ from common import (
 )
 from left_out import fill_body
 from nets import Autoencoder, fill, normalised, read_state
-from pictures import corrupted, resized
+from pictures import corrupted, enlarged, resized
 from plain_run import PlainRun
 from safetensors.torch import save_file
 from teaching import loader
@@ -77,6 +78,13 @@ def draw_side(longest: float, rng: random.Random) -> int:
     return round(SIZE * (longest / SIZE) ** rng.random())
 
 
+def softened(rgb: np.ndarray, rng: random.Random) -> np.ndarray:
+    "A square as an unsharp picture has it: blurred a little, or enlarged from fewer pixels."
+    if rng.random() < 0.6:
+        return cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.4, 1.5))
+    return enlarged(rgb, rng, 2.2)
+
+
 def reconstruct_all(crops, files: list, folder: Path, a) -> PairStore:
     "Squares of each photograph and their reconstructions. A second call goes on."
     photos = np.flatnonzero(~crops.fake)
@@ -110,6 +118,7 @@ class Squares(IterableDataset):
         self.store = store
         self.share = a.reconstructions if store else 0
         self.sources = Sources(crops, recipe) if self.share < 1 else None
+        self.soft = a.soft
         self.batch = a.batch
         self.seed = a.seed
         self.by_source = {}  # the numbers of the reconstructions
@@ -148,9 +157,11 @@ class Squares(IterableDataset):
             if one and rng.random() < 0.5:
                 seeds[1] = seeds[0]
             mirrored = rng.random() < 0.5
-            for x, seed in zip(two, seeds, strict=True):
-                x = corrupted(x, random.Random(seed), 0.7, SIZE)
-                x = resized(x, SIZE)
+            for x, seed, soft in zip(two, seeds, (self.soft, self.soft / 2), strict=True):
+                own = random.Random(seed)
+                if own.random() < soft:
+                    x = softened(x, own)
+                x = resized(corrupted(x, own, 0.7, SIZE), SIZE)
                 out.append(np.ascontiguousarray(x[:, ::-1]) if mirrored else x)
         return out
 
@@ -209,7 +220,7 @@ class Run(PlainRun):
         self.batches = iter(loader(Squares(crops, store, recipe, a), a.workers, 'cpu'))
 
     def options(self) -> dict:
-        return {k: getattr(self.a, k) for k in ('left_out', 'reconstructions', 'seed')}
+        return {k: getattr(self.a, k) for k in ('left_out', 'reconstructions', 'soft', 'seed')}
 
     def done(self) -> float:
         return self.images / self.a.images
@@ -310,6 +321,8 @@ def arguments(args=None):
     add('--init', help="weights to begin with, in timm's names, such as ImageNet's (default: none)")
     add('--autoencoder', nargs=2, metavar=('ENCODER', 'DECODER'), help='makes reconstructions')
     add('--reconstructions', type=float, default=0.5, help='their share of couples (default: .5)')
+    text = 'share of photographs made unsharp; half of it of fakes'
+    add('--soft', type=float, default=0, help=text)
     add('--left-out', help='a family of the recipe that is not shown')
     add('--resume', action='store_true', help='go on with the run in that folder')
     add('--recipe', default=RECIPE, help='JSON, for its families (default: faces.json)')
@@ -339,6 +352,8 @@ def check_training(a):
     "The program ends with a sentence for options that can't work."
     if not 0 <= a.reconstructions <= 1:
         stop(f'--reconstructions {a.reconstructions}: a share, from 0 to 1.')
+    if not 0 <= a.soft <= 1:
+        stop(f'--soft {a.soft}: a share, from 0 to 1.')
     if a.batch < 2 or a.batch % 2:
         stop(f'--batch {a.batch}: must be even, for couples.')
     if a.reconstructions == 1 and not a.autoencoder:

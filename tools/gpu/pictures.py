@@ -154,6 +154,14 @@ def shrunk(rgb: np.ndarray, rng: random.Random, size: int, least: float = 0.3) -
     return cv2.resize(rgb, (max(32, int(target)),) * 2, interpolation=how)
 
 
+def enlarged(rgb: np.ndarray, rng: random.Random, most: float) -> np.ndarray:
+    "What is left if a square is made 1.2 to `most` times smaller, and as large as before again."
+    side = round(len(rgb) / rng.uniform(1.2, most))
+    small = cv2.resize(rgb, (side, side), interpolation=cv2.INTER_AREA)
+    how = rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4])
+    return cv2.resize(small, (len(rgb),) * 2, interpolation=how)
+
+
 def noisy(rgb: np.ndarray, rng: random.Random, most: float = 20) -> np.ndarray:
     "Normal noise of 1.5 to `most` levels, of each channel or of all alike."
     strength = rng.uniform(1.5, most)
