@@ -97,7 +97,7 @@ def _png_transparency(colours, body, palette):  # kind of colours, tRNS's bytes,
     named = b'tRNS' + body
     return struct.pack('>I', len(body)) + named + struct.pack('>I', zlib.crc32(named))
 
-
+# %% ../nbs/parts/reading.ipynb #r01-png-kept
 _MOVING = (b'acTL', b'fcTL', b'fdAT')  # chunks of an animation
 
 
@@ -137,7 +137,7 @@ def _png_bytes(head):
         total += rows * (1 + (columns * bits + 7) // 8) if columns > 0 else 0
     return total
 
-
+# %% ../nbs/parts/reading.ipynb #r31-check-rows
 def check_rows(im, data: bytes):
     "An `OSError` for a PNG (loaded by Pillow, and its file) whose data end before its last row."
     bottom = (0, max(0, im.height - 2), im.width, im.height)
