@@ -21,6 +21,7 @@ from fastcore.basics import patch
 
 from face_future.files import (
     atomic_write,
+    file_sha256,
     list_pictures,
     natural_key,
     printable,
@@ -266,7 +267,7 @@ def fingerprint(self: Labels) -> str:
             'Remove what leads nowhere. Where a folder was moved, --root names it.'
         )
     rows = zip(self.rows.path, self.rows.label, self.files)
-    text = '\n'.join(sorted(f'{p}\t{w}\t{sha256(f.read_bytes())}' for p, w, f in rows))
+    text = '\n'.join(sorted(f'{p}\t{w}\t{file_sha256(f)}' for p, w, f in rows))
     return sha256(text.encode('utf-8', 'surrogateescape'))  # names that are no UTF-8: their bytes
 
 # %% ../nbs/parts/label_table.ipynb #tab-json
