@@ -460,8 +460,10 @@ def check_address(host: str, port: int):
 # %% ../nbs/parts/cli_predict.ipynb #c10-workersdef
 def metrics_folder(workers: int = 1) -> str:
     "A fresh folder that takes what the workers count. Raises a `ValueError` if there is no room."
+    import shutil
     import tempfile
 
+    folder = None
     try:
         folder = tempfile.mkdtemp(prefix='face_future_metrics_')
         trial = Path(folder) / 'trial'
@@ -469,6 +471,8 @@ def metrics_folder(workers: int = 1) -> str:
         trial.unlink()
         return folder
     except OSError as e:
+        if folder:  # what was written fills the rest of the disk
+            shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(
             f'Several workers count in files, and {tempfile.gettempdir()} takes none '
             f'({e.strerror}): make room there, or name another folder in TMPDIR.'
