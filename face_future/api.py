@@ -20,6 +20,7 @@ from face_future.connections import (
     calm_loop,
     more_descriptors,
 )
+from .drain import end_with_parent
 from .errors import add_errors, errors, finish
 from .frames import MOST_FRAMES
 from .headers import UPLOADS
@@ -109,6 +110,7 @@ def lifespan_of(settings: Settings, predictor=None):
 
     @asynccontextmanager
     async def lifespan(app):
+        end_with_parent()
         calm_loop()
         more_descriptors()
         loaded = predictor or await asyncio.to_thread(load_predictor, settings)

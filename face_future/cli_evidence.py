@@ -7,6 +7,7 @@ __all__ = ['LARGEST_FILE', 'read_evidence', 'evidence_table', 'show_evidence', '
 
 # %% ../nbs/parts/cli_evidence.ipynb #ce-imports
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from .cli_base import app, command, console  # noqa: F401
 from .credentials import HAVE_C2PA, trust_list
 from .evidence import CAVEAT, as_dicts, evidence, headline
 from .files import printable
+from .opening import ImageError, open_file
 from .submission import folder_images
 
 # %% ../nbs/parts/cli_evidence.ipynb #ce-largest
@@ -27,11 +29,13 @@ def read_evidence(file: Path) -> dict:  # file, headline, evidence (a list of di
     "What one file says, or, where it can't be read, an error in a sentence."
     name = printable(file)
     try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise OSError(0, f'larger than {LARGEST_FILE / 1e6:g} MB, and not read')
-        found = evidence(file.read_bytes())
-    except OSError as e:
-        return dict(file=name, headline='', evidence=[], error=e.strerror or str(e))
+        with open_file(file, printable(file.name)) as f:
+            if os.fstat(f.fileno()).st_size > LARGEST_FILE:
+                raise OSError(0, f'larger than {LARGEST_FILE / 1e6:g} MB, and not read')
+            found = evidence(f.read())
+    except (OSError, ImageError) as e:
+        why = getattr(e, 'strerror', '') or str(e)
+        return dict(file=name, headline='', evidence=[], error=why)
     return dict(file=name, headline=headline(found), evidence=as_dicts(found), error='')
 
 # %% ../nbs/parts/cli_evidence.ipynb #ce-table

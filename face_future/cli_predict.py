@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PHOTOGRAPH_NOTE', 'Pictures', 'Predictions', 'MaxFaces', 'Recursive', 'PREDICT_OPTIONS', 'BATCH_OPTIONS',
-           'HeatSource', 'SERVE_OPTIONS', 'Host', 'Port', 'Workers', 'about', 'show_rows', 'show_errors',
-           'loaded_predictor', 'predict_resumably', 'batch_options', 'batch_line', 'predict_batch', 'counts_line',
-           'show_results', 'predict_here', 'predict', 'check', 'paint_pictures', 'check_maps', 'heatmap',
+           'HeatSource', 'SERVE_OPTIONS', 'Host', 'Port', 'Workers', 'TRIES', 'STOP', 'about', 'show_rows',
+           'show_errors', 'loaded_predictor', 'predict_resumably', 'batch_options', 'batch_line', 'predict_batch',
+           'counts_line', 'show_results', 'predict_here', 'predict', 'check', 'paint_pictures', 'check_maps', 'heatmap',
            'setting_option', 'serve', 'share_machine', 'check_counting', 'prepare_serving', 'check_address',
-           'metrics_folder', 'make_supervisor', 'run_one', 'uvicorn_options', 'run_server']
+           'metrics_folder', 'Tries', 'Restarts', 'make_supervisor', 'run_one', 'uvicorn_options', 'run_server']
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-imports
 import os
@@ -460,8 +460,10 @@ def check_address(host: str, port: int):
 # %% ../nbs/parts/cli_predict.ipynb #c10-workersdef
 def metrics_folder(workers: int = 1) -> str:
     "A fresh folder that takes what the workers count. Raises a `ValueError` if there is no room."
+    import shutil
     import tempfile
 
+    folder = None
     try:
         folder = tempfile.mkdtemp(prefix='face_future_metrics_')
         trial = Path(folder) / 'trial'
@@ -469,37 +471,77 @@ def metrics_folder(workers: int = 1) -> str:
         trial.unlink()
         return folder
     except OSError as e:
+        if folder:  # what was written fills the rest of the disk
+            shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(
             f'Several workers count in files, and {tempfile.gettempdir()} takes none '
             f'({e.strerror}): make room there, or name another folder in TMPDIR.'
         ) from None
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-supervisor
+TRIES = 10  # of workers to start, while none serves that served before
+
+
+class Tries:
+    "For uvicorn's supervisor: whether another worker is to be started."
+
+    failed = False
+    retry = 0.0  # not before then
+    tries = 0  # that are left: at first none, so that a service which can't start ends
+
+    def dead(self) -> list:
+        "The workers that have ended, or hang. While one serves, all tries are there again."
+        dead = [p for p in self.processes if not p.is_alive(self.config.timeout_worker_healthcheck)]
+        if any(p.is_ready(1) for p in self.processes if p not in dead):
+            self.tries = TRIES
+        return dead
+
+    def may_go_on(self, exitcode: int) -> bool:
+        "May another worker be started after one has ended with this status?"
+        from uvicorn.supervisors.multiprocess import STARTUP_FAILURE
+
+        if exitcode == STARTUP_FAILURE:
+            self.retry = time.monotonic() + 5
+            self.tries -= 1
+            self.failed = self.tries < 0
+        return not self.failed
+
+# %% ../nbs/parts/cli_predict.ipynb #c10c-maygoon
+STOP = 10  # seconds that a worker may take to end, besides what it has to finish
+
+
+class Restarts(Tries):
+    "For uvicorn's supervisor: workers that end are started anew, and none is waited for for ever."
+
+    def keep_subprocess_alive(self):
+        if self.should_exit.is_set() or time.monotonic() < self.retry:
+            return
+        for process in self.dead():
+            process.kill()
+            process.join()
+            if not self.may_go_on(process.exitcode):
+                return self.should_exit.set()
+            fresh = type(process)(self.config, self.sockets)
+            fresh.start()
+            self.processes[self.processes.index(process)] = fresh
+
+    def join_all(self):
+        from face_future.drain import drain_seconds
+
+        seconds = drain_seconds() + self.config.timeout_graceful_shutdown + STOP
+        end = time.monotonic() + seconds
+        for p in self.processes:
+            p.process.join(max(0, end - time.monotonic()))
+            p.process.kill()
+            p.join()
+
+# %% ../nbs/parts/cli_predict.ipynb #c10c-makesupervisor
 def make_supervisor():
     "uvicorn's supervisor, which tries a worker that can't start again while another one serves."
-    from uvicorn.supervisors.multiprocess import STARTUP_FAILURE, Multiprocess, Process
+    from uvicorn.supervisors.multiprocess import Multiprocess
 
-    class Supervisor(Multiprocess):
-        failed = False
-        retry = 0.0  # not before then
-
-        def keep_subprocess_alive(self):
-            if self.should_exit.is_set() or time.monotonic() < self.retry:
-                return
-            healthy = self.config.timeout_worker_healthcheck
-            dead = [p for p in self.processes if not p.is_alive(healthy)]
-            for process in dead:
-                process.kill()
-                process.join()
-                others = [p for p in self.processes if p not in dead]
-                if process.exitcode == STARTUP_FAILURE:
-                    self.retry = time.monotonic() + 5
-                    if not any(p.is_ready(1) for p in others):
-                        self.failed = True
-                        return self.should_exit.set()
-                fresh = Process(self.config, self.sockets)
-                fresh.start()
-                self.processes[self.processes.index(process)] = fresh
+    class Supervisor(Restarts, Multiprocess):
+        pass
 
     return Supervisor
 

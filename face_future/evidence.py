@@ -26,6 +26,7 @@ from face_future.credentials import (
     store_size,
 )
 from .embedded import exif_fields, iptc_fields, notes, short, text_of, xmp_fields
+from .opening import ImageError, source_bytes
 
 # %% ../nbs/parts/evidence.ipynb #ev-findingclass
 @dataclass(frozen=True)
@@ -332,6 +333,6 @@ def brief(findings: list) -> str:  # for a table's cell
 # %% ../nbs/parts/evidence.ipynb #ev-file
 def file_evidence(file: str | Path) -> str:  # empty too where it can't be read
     "What a file says of itself, in a few words. It never changes a verdict."
-    with suppress(OSError):
-        return brief(evidence(Path(file).read_bytes()))
+    with suppress(OSError, ImageError, MemoryError):
+        return brief(evidence(source_bytes(file, '')))
     return ''

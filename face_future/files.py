@@ -7,7 +7,7 @@ __all__ = ['UNPRINTABLE', 'PICTURES', 'NO_PICTURES', 'BRANDS', 'STARTS', 'ASIDE'
            'printable', 'file_index', 'file_indices', 'short', 'read_bytes', 'is_number', 'are_numbers', 'read_text',
            'read_json', 'begins_like_a_picture', 'Listing', 'list_pictures', 'atomic_write', 'cell', 'to_csv',
            'write_set', 'check_writable', 'check_file_writable', 'check_apart', 'check_not_read', 'sha256',
-           'names_after', 'file_key', 'cache_folder']
+           'file_sha256', 'names_after', 'file_key', 'cache_folder']
 
 # %% ../nbs/parts/files.ipynb #fil-imports
 import hashlib
@@ -456,6 +456,15 @@ def sha256(data: str | bytes) -> str:
     return hashlib.sha256(
         data.encode(errors='surrogateescape') if isinstance(data, str) else data
     ).hexdigest()
+
+# %% ../nbs/parts/files.ipynb #fil-filesha
+def file_sha256(file: str | Path) -> str:
+    "Checksum of what a file holds, read piece by piece: it may be larger than the memory."
+    total = hashlib.sha256()
+    with open(file, 'rb') as f:
+        while piece := f.read(2**20):
+            total.update(piece)
+    return total.hexdigest()
 
 # %% ../nbs/parts/files.ipynb #fil-names
 def names_after(files: list, ending: str) -> list:  # files: paths

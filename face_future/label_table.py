@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLASSES', 'CONVENTIONS', 'LABEL_SOURCES', 'COLUMNS', 'LabelError', 'check_word', 'list_images', 'common_root',
            'label_table', 'Labels', 'draw_evenly', 'check_both_sides', 'crossing_groups', 'found_before',
-           'sides_before', 'to_json', 'read_rows']
+           'sides_before', 'to_json', 'read_rows', 'called']
 
 # %% ../nbs/parts/label_table.ipynb #tab-imports
 import json
@@ -21,6 +21,7 @@ from fastcore.basics import patch
 
 from face_future.files import (
     atomic_write,
+    file_sha256,
     list_pictures,
     natural_key,
     printable,
@@ -266,7 +267,7 @@ def fingerprint(self: Labels) -> str:
             'Remove what leads nowhere. Where a folder was moved, --root names it.'
         )
     rows = zip(self.rows.path, self.rows.label, self.files)
-    text = '\n'.join(sorted(f'{p}\t{w}\t{sha256(f.read_bytes())}' for p, w, f in rows))
+    text = '\n'.join(sorted(f'{p}\t{w}\t{file_sha256(f)}' for p, w, f in rows))
     return sha256(text.encode('utf-8', 'surrogateescape'))  # names that are no UTF-8: their bytes
 
 # %% ../nbs/parts/label_table.ipynb #tab-json
@@ -363,11 +364,16 @@ def _todays_rows(rows: list[dict], name: str) -> list[dict]:
     return [{k: v for k, v in renamed(row, LABELS).items() if k != 'index'} for row in rows]
 
 # %% ../nbs/parts/label_table.ipynb #tab-there
+def called(folder: Path) -> str:
+    "What a sentence calls a folder: a lone dot would be lost in it."
+    return 'the current folder' if folder == Path() else str(folder)
+
+
 def _check_there(labels, name: str):
     "A `LabelError` if not one of the pictures is where it should be."
     if labels.is_gone():
         raise LabelError(
-            f'not one of the {len(labels)} images of {name} lies under {labels.root}: '
+            f'not one of the {len(labels)} images of {name} lies under {called(labels.root)}: '
             'if they were moved, say where to with --root (root=)'
         )
 

@@ -27,6 +27,7 @@ from .blends import face_mask
 from .data import ImageError, face_crop_box, read_rgb
 from .faces import Face, cache_file
 from .files import atomic_write
+from .opening import source_bytes
 
 # deprecated, but what people have
 warnings.filterwarnings('ignore', r'`torch\.jit\.(script|load)`', FutureWarning)
@@ -268,8 +269,8 @@ def pair_folder() -> Path:
 def _bytes_of(file):
     "A file's bytes, which are empty where it can't be read."
     try:
-        return Path(file).read_bytes()
-    except OSError:
+        return source_bytes(file, '')
+    except (OSError, ImageError):
         return b''
 
 # %% ../nbs/parts/latent.ipynb #e01e-found

@@ -133,8 +133,8 @@ function succeed(item, a) {
   const card = item.card, marks = $('.marks', card), list = $('.faces', card), several = a.faces.length > 1;
   item.answer = a; item.failed = false; show(item, 'result'); card.classList.remove('none');
   card.classList.remove('real', 'fake', 'unsure'); card.classList.add(a.verdict);
-  const count = v => a.faces.filter(f => f.verdict === v).length, all = a.faces.length, fakes = count('fake'), unsure = count('unsure');
-  $('.result .verdict', card).textContent = several && fakes && a.verdict === 'fake' ? t('fakes_of', { n: fakes, all }) : several && a.verdict === 'unsure' && !fakes && unsure < all ? t('unsure_of', { n: unsure, all }) : words(a);
+  const count = v => a.faces.filter(f => f.verdict === v).length, all = a.faces.length, fakes = count('fake'), unsure = count('unsure'), left = a.faces_left_out;
+  $('.result .verdict', card).textContent = several && fakes && a.verdict === 'fake' ? t('fakes_of', { n: fakes, all }) : several && a.verdict === 'unsure' && !fakes && unsure < all ? t('unsure_of', { n: unsure + left, all: all + left }) : words(a);
   const second = $('.second', card), verdict = $('.result .verdict', card);
   const mark = a.evidence?.find(f => f.says === 'generated');
   second.hidden = !mark;

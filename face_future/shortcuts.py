@@ -22,6 +22,7 @@ from .duplicates import scan
 from .files import sha256
 from .intervals import auroc_interval
 from .labels import CLASSES, LabelError, Labels
+from .opening import open_file
 from .plots import COLOURS
 
 # %% ../nbs/parts/shortcuts.ipynb #aud-spectrum
@@ -49,7 +50,7 @@ def spectrum(grey: np.ndarray) -> np.ndarray:
 def header(file: str | Path) -> dict:
     "Format, mode, and a hash of the JPEG tables, or `unknown` where Pillow can't open the file."
     try:
-        with Image.open(file, formats=FORMATS) as im:
+        with open_file(file, '') as f, Image.open(f, formats=FORMATS) as im:
             tables = getattr(im, 'quantization', None)
             facts = dict(format=im.format, mode=im.mode)
     except Exception:

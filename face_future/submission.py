@@ -23,6 +23,7 @@ from face_future.files import (
     natural_key,
     printable,
     read_json,
+    sha256,
     short,
     write_set,
 )
@@ -136,11 +137,11 @@ def journal_note(predictor) -> dict:
         threshold=settings['threshold'],
         lower_threshold=settings.get('lower_threshold'),
         max_faces=predictor.max_faces,
-        version=2,
+        version=3,
     )
 
 # %% ../nbs/parts/submission.ipynb #p04b-readjournal
-def _read_journal(file, note, files):
+def _read_journal(file, note, keys: dict):  # keys: path -> key
     "What a journal says of these files (path -> row), or None unless it begins with this note."
     try:
         first, *lines = file.read_text(encoding='utf-8', errors='replace').splitlines()
@@ -149,7 +150,7 @@ def _read_journal(file, note, files):
     if _entry(first) != note:
         return None
     known = dict(map(_key_and_row, lines)) | {'': {}}
-    rows = {f: known.get(file_key(f)) for f in files}
+    rows = {f: known.get(key) for f, key in keys.items()}
     return {f: row for f, row in rows.items() if row}
 
 # %% ../nbs/parts/submission.ipynb #p04b-stopped
@@ -161,13 +162,14 @@ def _stopped(journal: Path, e: OSError) -> OSError:
     )
 
 # %% ../nbs/parts/submission.ipynb #p04b-append
-def _append(journal: Path, rows):
-    "Add rows to a journal, a line a picture."
-    keyed = [(file_key(row['path']), row) for row in rows]
-    lines = [json.dumps(entry) + '\n' for entry in keyed if entry[0]]  # or else it is gone by now
+def _append(journal: Path, note: dict, keyed):  # keyed: a key and a row for each picture
+    "Add rows to a journal, a line a picture. It begins with the note, if somebody took it away."
+    lines = [json.dumps(entry) + '\n' for entry in keyed if entry[0]]  # or else it was gone
     try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
         with journal.open('a', encoding='utf-8') as f:
-            f.write('\n' + ''.join(lines))  # a kill may have left half a line
+            first = '' if f.tell() else json.dumps(note)
+            f.write(first + '\n' + ''.join(lines))  # a kill may have left half a line
     except OSError as e:
         raise _stopped(journal, e) from None
 
@@ -178,10 +180,14 @@ class Journal:
     def __init__(self, out: str | Path, predictor):
         self.file = Path(out) / '.judged.jsonl'
         self.note = journal_note(predictor)
+        self.mark = sha256(json.dumps(self.note))[:16]  # of each row: two runs may write at once
+        self.keys = {}  # path -> key of the file as it was before it was read
 
     def rows(self, files: list) -> dict:  # path -> row
         "What is known of these files from the last run, if that was made with the same."
-        known = _read_journal(self.file, self.note, files)
+        keys = {Path(f): file_key(f) for f in files}
+        self.keys = {f: key and f'{self.mark}|{key}' for f, key in keys.items()}
+        known = _read_journal(self.file, self.note, self.keys)
         return self.start() if known is None else known
 
     def start(self) -> dict:
@@ -190,8 +196,8 @@ class Journal:
         return {}
 
     def add(self, rows):
-        "Keep some more rows. An `OSError` says that the earlier ones are safe."
-        _append(self.file, rows)
+        "Keep some more rows, of files that `rows` has seen. An `OSError` says what is safe."
+        _append(self.file, self.note, [(self.keys.get(Path(r['path']), ''), r) for r in rows])
 
     def kept(self, e: OSError) -> OSError:
         "What stopped a run, with what is left of it."
