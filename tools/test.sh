@@ -21,5 +21,5 @@ for group in "${groups[@]}"; do
   echo "A process ended without a word. $(grep MemAvailable /proc/meminfo 2>/dev/null | tr -s ' '). The system's last words:"
   dmesg 2>/dev/null | tail -n 3
   echo "The notebooks $group run once more, in one process."
-  run "$group" 0 || exit 1
+  run "$group" 0 || { echo "Ended with status $? (128 and more: by a signal)."; exit 1; }
 done
