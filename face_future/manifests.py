@@ -59,7 +59,7 @@ def _separator(text: str, name: str) -> str:
         raise LabelError(f'{name} has {columns:,} columns, {advice}')
     return separator
 
-
+# %% ../nbs/parts/manifests.ipynb #man-header
 def _check_header(text: str, name: str, options: dict):  # options: of `pd.read_csv`
     "A `LabelError` for two columns of one name, of which pandas would rename one."
     header = pd.read_csv(io.StringIO(text), header=None, nrows=1, **options)

@@ -159,7 +159,7 @@ class Squares(IterableDataset):
             mirrored = rng.random() < 0.5
             for x, seed, soft in zip(two, seeds, (self.soft, self.soft / 2), strict=True):
                 own = random.Random(seed)
-                if own.random() < soft:
+                if soft and own.random() < soft:  # without it, a seed gives what it always gave
                     x = softened(x, own)
                 x = resized(corrupted(x, own, 0.7, SIZE), SIZE)
                 out.append(np.ascontiguousarray(x[:, ::-1]) if mirrored else x)
