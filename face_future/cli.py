@@ -11,3 +11,7 @@ try:  # importing them registers their commands with `app`
     from face_future.cli_base import app
 except KeyboardInterrupt:  # Ctrl-C before anything was begun
     raise SystemExit(130) from None
+
+# %% ../nbs/09_cli.ipynb #c10-main
+if __name__ == '__main__' and __package__:  # `python -m face_future.cli`, and not a notebook
+    app()

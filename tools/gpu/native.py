@@ -85,10 +85,19 @@ def softened(rgb: np.ndarray, rng: random.Random) -> np.ndarray:
     return enlarged(rgb, rng, 2.2)
 
 
-def reconstruct_all(crops, files: list, folder: Path, a) -> PairStore:
-    "Squares of each photograph and their reconstructions. A second call goes on."
+def photographs(crops, most: int | None, seed: int) -> np.ndarray:  # row numbers
+    "All photographs, or so many of each source, drawn at random."
     photos = np.flatnonzero(~crops.fake)
-    todo = np.repeat(photos, MADE)
+    if most is None:
+        return photos
+    photos = np.random.default_rng(seed).permutation(photos)
+    sources = crops.source[photos]
+    return np.sort(np.concatenate([photos[sources == s][:most] for s in np.unique(sources)]))
+
+
+def reconstruct_all(crops, files: list, folder: Path, a) -> PairStore:
+    "Squares of photographs and their reconstructions. A second call goes on."
+    todo = np.repeat(photographs(crops, a.most_pairs, a.seed), MADE)
     store = PairStore(folder, len(todo), KEPT)
     if not (folder / 'pairs.meta').exists():
         store.create()
@@ -205,6 +214,7 @@ class Run(PlainRun):
 
     columns = ('loss', 'right')
     schedule = SCHEDULE
+    fixed = 'left_out', 'reconstructions', 'most_pairs', 'soft', 'seed'  # throughout a run
 
     def __init__(self, a):
         torch.manual_seed(a.seed)
@@ -220,7 +230,7 @@ class Run(PlainRun):
         self.batches = iter(loader(Squares(crops, store, recipe, a), a.workers, 'cpu'))
 
     def options(self) -> dict:
-        return {k: getattr(self.a, k) for k in ('left_out', 'reconstructions', 'soft', 'seed')}
+        return {k: getattr(self.a, k) for k in self.fixed}
 
     def done(self) -> float:
         return self.images / self.a.images
@@ -321,6 +331,8 @@ def arguments(args=None):
     add('--init', help="weights to begin with, in timm's names, such as ImageNet's (default: none)")
     add('--autoencoder', nargs=2, metavar=('ENCODER', 'DECODER'), help='makes reconstructions')
     add('--reconstructions', type=float, default=0.5, help='their share of couples (default: .5)')
+    text = 'photographs of one source that are reconstructed, at most (default: all)'
+    add('--most-pairs', type=int, help=text)
     text = 'share of photographs made unsharp; half of it of fakes'
     add('--soft', type=float, default=0, help=text)
     add('--left-out', help='a family of the recipe that is not shown')
