@@ -34,7 +34,7 @@ def natural_key(s) -> tuple:
     return tuple(parts), s
 
 # %% ../nbs/parts/files.ipynb #fil-printable
-UNPRINTABLE = '[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+UNPRINTABLE = '[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
 
 
 def _escaped(match: re.Match) -> str:
