@@ -57,6 +57,7 @@ def fit_isotonic(
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-logloss
 def _log_loss(p, y):
+    "Log loss of each picture, at most 13.8."
     return -np.log(np.clip(np.where(y, p, 1 - p), 1e-6, 1))
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-losses
@@ -73,6 +74,7 @@ def _cross_validated(z, y, group) -> tuple:  # N log losses each: temperature, i
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-id
 def _with_id(c):
+    "A calibration with `id`, a checksum of its contents."
     return {'id': hashlib.sha256(json.dumps(c, sort_keys=True).encode()).hexdigest()[:12], **c}
 
 # %% ../nbs/parts/calibrate.ipynb #c07b-kind

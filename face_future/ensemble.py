@@ -259,11 +259,12 @@ def join_weights(
     files = [find_weights(file) for file in files]
     shares = [1.0] * len(files) if shares is None else [float(share) for share in shares]
     _check_shares(files, shares)
-    read = [_read_members(file) for file in files]
-    states, configs = zip(*[member for one in read for member in one])
-    each = [share for share, one in zip(shares, read) for _ in one]
-    places = [k for one in read for k in range(len(one))]
-    named = [file for file, one in zip(files, read) for _ in one]
+    members_of_all = [
+        (*member, file, place, share)
+        for file, share in zip(files, shares)
+        for place, member in enumerate(_read_members(file))
+    ]
+    states, configs, named, places, each = zip(*members_of_all)
     _check_alike(named, configs)
     called = [f'{file} ({config.arch})' for file, config in zip(named, configs)]
     _check_fit(called, [timm.create_model(config.arch, num_classes=0) for config in configs])

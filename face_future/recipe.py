@@ -97,15 +97,14 @@ LIMITS = {
     'lr': (1e-12, math.inf),
     'lr_ratio': (1e-6, math.inf),
     'ema': (0, 1),
-    **dict.fromkeys(
-        ('blends', 'balance', 'teacher_share', 'latent_share', 'latent_blended'), (0, 1)
-    ),
+    **dict.fromkeys(('blends', 'balance', 'teacher_share'), (0, 1)),
+    **dict.fromkeys(('latent_share', 'latent_blended', 'latent_noise'), (0, 1)),
     **dict.fromkeys(('smoothing', 'drop', 'drop_path'), (0, 0.99)),
     **dict.fromkeys(('epochs', 'bs'), (1, math.inf)),
     **dict.fromkeys(('samples_per_epoch', 'validation_samples', 'freeze_epochs'), (0, math.inf)),
     'seed': (0, 2**32 - 1),
     'workers': (0, 256),
-    **dict.fromkeys(('cutmix', 'wd', 'latent_noise', 'latent_pairs'), (0, math.inf)),
+    **dict.fromkeys(('cutmix', 'wd', 'latent_pairs'), (0, math.inf)),
 }
 SCHEDULES = ('one_cycle', 'flat')
 
@@ -123,7 +122,7 @@ def check_limits(recipe: Recipe):
 
 # %% ../nbs/parts/recipe.ipynb #rcp-pairs
 def check_used(recipe: Recipe):
-    "A `ValueError` for an option that nothing in this run would use."
+    "A `ValueError` for options that exclude each other, or that this run would ignore."
     if recipe.latent_fakes and recipe.crop != 'face':
         raise ValueError('--latent-fakes reconstructs faces: leave --whole-image away, or it.')
     if recipe.no_augment and recipe.augment != 'face':
