@@ -35,8 +35,9 @@ def _renormalised(first: Mapping, own: Mapping) -> tuple[torch.Tensor, torch.Ten
 
 # %% ../nbs/parts/ensemble.ipynb #n02-pooled
 def ends_in_pooling(net: nn.Module) -> bool:
-    "Does a timm network end in a map, its mean, and a head, as an EfficientNet does?"
-    return hasattr(net, 'global_pool') and hasattr(net, 'conv_stem')
+    "Does a timm network end in a map, its mean, and one linear layer, as an EfficientNet does?"
+    of_head = getattr(net, 'head_hidden_size', net.num_features)  # MobileNets have a layer between
+    return hasattr(net, 'global_pool') and hasattr(net, 'conv_stem') and of_head == net.num_features
 
 # %% ../nbs/parts/ensemble.ipynb #n02-close
 def takes_close_ups(net: nn.Module) -> bool:

@@ -67,12 +67,18 @@ def _from_timm(arch: str, weights, classes: int, kwargs: dict) -> nn.Module:
         ) from error
 
 # %% ../nbs/02_model.ipynb #m02-zerofn
+def _heads(model: nn.Module) -> list[nn.Module]:
+    "The last layer, or both of a network that is made to learn from another, such as LeViT."
+    head = model.get_classifier()
+    return [*head] if isinstance(head, tuple) else [head]
+
+
 def _zero_head(model: nn.Module) -> None:
     "Zero the last layer, if it is a linear one: both outputs are alike to begin with."
-    head = model.get_classifier()
-    if isinstance(head, nn.Linear):
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+    for head in _heads(model):
+        if isinstance(head, nn.Linear):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
 
 # %% ../nbs/02_model.ipynb #m02-createmodel
 def create_model(
@@ -112,14 +118,14 @@ def _layer_groups(model: nn.Module) -> list[list[nn.Module]]:
     if isinstance(model, Ensemble):
         early, late, _ = zip(*[_layer_groups(body) for body in model.bodies])
         return [[*chain(*early)], [*chain(*late)], [model.classifier]]
-    if hasattr(model, 'conv_head') and hasattr(model, 'blocks'):
+    if ends_in_pooling(model) and hasattr(model, 'conv_head') and hasattr(model, 'bn2'):
         stem, first, second, last, head, classifier = stages(model)
         return [[*stem, *first, *second], [*last, *head], classifier]
-    classifier = model.get_classifier()
+    heads = _heads(model)
     layers = [m for m in model.children() if len(list(m.parameters()))]
-    body = [m for m in layers if m is not classifier and classifier not in m.modules()] or [model]
+    body = [m for m in layers if not {*heads} & {*m.modules()}] or [model]
     half = len(body) // 2
-    return [body[:half], body[half:], [classifier]]
+    return [body[:half], body[half:], heads]
 
 # %% ../nbs/02_model.ipynb #m02-split
 def split_params(model: nn.Module) -> list[list[nn.Parameter]]:
@@ -185,7 +191,7 @@ def forward_all(
     features = model.forward_head(feature_map, pre_logits=True)
     head = linear_head(model)
     if head is None:
-        out = model.get_classifier()(features)
+        out = model.forward_head(feature_map)
         return out[:, 1] - out[:, 0], features, None
     weight = head.weight[1] - head.weight[0]
     bias = head.bias[1] - head.bias[0]
