@@ -48,6 +48,8 @@ def find_graph(
         return None
     advice = f'make it anew (face_future export {file.name}), or delete it.'
     if onnx_notes(graph).get('weights_sha256') != sha256:
+        if file.suffix == '.pth' and file.with_suffix('.safetensors').exists():
+            return None  # it is the graph of those
         raise WeightsError(
             f'{graph.name} was made from other weights than this {file.name}: {advice}'
         )

@@ -171,7 +171,13 @@ def load_weights(
     if config.preprocess.close_up and not any(map(takes_close_ups, model.modules())):
         name = Path(file).name
         raise WeightsError(f'{name}: has close_up in its settings, but no network for close-ups.')
-    fit_state(model, state, Path(file).name)
+    try:
+        fit_state(model, state, Path(file).name)
+    except WeightsError as error:
+        if inside is not None:
+            raise
+        more = f'Without settings it is taken for {config.arch}: a .safetensors has them inside.'
+        raise WeightsError(f'{error} {more}') from None
     return model.eval(), config
 
 # %% ../nbs/02_model.ipynb #m02-head

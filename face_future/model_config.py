@@ -318,11 +318,17 @@ def _safetensors_note(file: Path) -> str | None:
         ) from error
 
 # %% ../nbs/parts/model_config.ipynb #s01d-read
-NOTES = {'.onnx': _onnx_note, '.safetensors': _safetensors_note}  # other files carry none
+def _note_beside(file: Path) -> str | None:
+    "The note in the `.safetensors` of the same name: training writes the two side by side."
+    whole = file.with_suffix('.safetensors')
+    return _safetensors_note(whole) if whole.is_file() else None
+
+
+NOTES = {'.onnx': _onnx_note, '.safetensors': _safetensors_note, '.pth': _note_beside}
 
 
 def read_settings(file: str | Path) -> dict | None:  # None: it has none
-    "The note in a `.safetensors` or `.onnx` file, or a `WeightsError` if it is damaged."
+    "The note in a `.safetensors` or `.onnx` file, or beside a `.pth`. Damaged: a `WeightsError`."
     file = Path(file)
     reader = NOTES.get(file.suffix)
     note = reader(file) if reader else None

@@ -44,7 +44,7 @@ def read_state(file: str | Path) -> tuple[dict, dict | None]:  # tensors, and th
             f'{file.name}: not a weights file we can read safely ({str(why).splitlines()[0]}). '
             'Give a state dict saved with torch.save, or safetensors.'
         ) from error
-    return plain_state(state, file.name), None
+    return plain_state(state, file.name), read_settings(file)
 
 # %% ../nbs/parts/tensors.ipynb #m02-remap
 def from_torchvision(state: dict, model: nn.Module) -> dict:
