@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WARM_UP', 'SeedEpoch', 'FreezeEpochs', 'size_at', 'ProgressiveResize', 'EMA', 'fit_flat', 'RunError', 'StopOnNaN',
-           'recipe_callbacks', 'best_epoch', 'save_torch', 'plain_opt', 'Checkpoint', 'epoch_line', 'EpochLines',
-           'EpochTable', 'read_checkpoint']
+           'recipe_callbacks', 'best_epoch', 'kept_epoch', 'save_torch', 'plain_opt', 'Checkpoint', 'epoch_line',
+           'EpochLines', 'EpochTable', 'read_checkpoint']
 
 # %% ../nbs/parts/callbacks.ipynb #k03-warnings
 import warnings
@@ -185,6 +185,16 @@ def best_epoch(log: list) -> int:  # row number
         return max(k for k, value in enumerate(loss) if value == min(known))
     return len(log) - 1
 
+# %% ../nbs/parts/callbacks.ipynb #k03-kept
+def kept_epoch(log: list) -> str:
+    "Which epoch is kept, and why, if another has the highest AUROC."
+    kept = best_epoch(log)
+    areas = [a for row in log if math.isfinite(a := row.get('auroc', math.nan))]
+    said = f'epoch {kept + 1} of {len(log)}'
+    if not areas or log[kept].get('auroc') == max(areas):
+        return said
+    return f'{said}, the last within one standard error of the highest AUROC'
+
 # %% ../nbs/parts/callbacks.ipynb #t03-keeptools
 def save_torch(obj, file: str | Path):
     "`torch.save`, by a temporary name."
@@ -264,9 +274,13 @@ def epoch_line(row: dict, epochs: int) -> str:  # row: of `Checkpoint.row`
 
 # %% ../nbs/parts/callbacks.ipynb #k15-epochlines
 class EpochLines(Callback):
-    "Print a line an epoch, at once."
+    "Print how much there is to do, and a line an epoch, at once."
 
     order = 81  # after Checkpoint
+
+    def before_fit(self):
+        if is_first():
+            print(f'{self.n_epoch} epochs of {len(self.dls.train)} steps', flush=True)
 
     def after_epoch(self):
         done = self.learn.checkpoint

@@ -148,7 +148,7 @@ PREDICT_OPTIONS = dict(
     views=(
         str,
         'single, flip, original, or names with commas (default: what the weights do best with). '
-        'For the packaged faces, single is half the work and costs some .005 of AUROC '
+        'For the packaged faces that is single: flip doubles the work for next to nothing '
         '(chapter 04).',
     ),
     bs=(int, 'Images a batch (default: 8 on a CPU, 64 on a GPU).'),

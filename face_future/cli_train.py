@@ -397,7 +397,9 @@ def train(
 
     Example: face_future train train_labels.json --size 128 --epochs 12 --out runs/first
     """
-    from face_future.callbacks import EpochLines
+    import pandas as pd
+
+    from face_future.callbacks import EpochLines, kept_epoch
     from face_future.devices import is_first
     from face_future.labels import Labels
     from face_future.train import train as run
@@ -408,9 +410,16 @@ def train(
     watched = is_watched(sys.stdout)
     more = dict(figures_from=figures_from, about=about, progress=watched)
     more['cbs'] = [] if watched else [EpochLines()]
-    file = run(Labels.load(labels_file, root), recipe, out, **more)
+    try:
+        file = run(Labels.load(labels_file, root), recipe, out, **more)
+    except KeyboardInterrupt:
+        if (out / 'checkpoint.pth').exists():
+            typer.echo('Stopped. The same command goes on after the last whole epoch.', err=True)
+        raise
     if is_first():
-        typer.echo(f'best weights: {file}. Next: face_future predict FOLDER --weights {file}')
+        kept = kept_epoch(pd.read_csv(out / 'log.csv').to_dict('records'))
+        typer.echo(f'best weights: {file} ({kept}).')
+        typer.echo(f'Next: face_future predict FOLDER --weights {file}')
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-interval
 METRIC_WORDS = dict(

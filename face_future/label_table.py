@@ -84,7 +84,7 @@ def _check_row(path: str, word: str, split: str):
     if re.match('/|[A-Za-z]:', path) or '..' in PurePosixPath(path).parts:
         name = short(repr(path))
         raise LabelError(
-            f'{name} leads out of the root: give the root with --root (root=), and paths from there'
+            f'{name} leads out of the root: give the folder that holds all with --root (root=)'
         )
     check_word(f'label of {short(path)}', word, CLASSES)
     check_word(f'split of {short(path)}', split, ('train', 'valid', ''))
@@ -222,8 +222,8 @@ def check_both_sides(rows: pd.DataFrame, assigned: pd.Series, cluster: np.ndarra
             continue
         raise LabelError(
             f'class {word!r} is too small to be in both parts: {mine.sum()} images, '
-            f'{len(set(cluster[mine]))} groups. For a set that is only measured on, '
-            'hold all of it out (--valid-pct 1).'
+            f'{len(set(cluster[mine]))} groups. Hold more of it out (--valid-pct .5), or all of '
+            'a set that is only measured on (--valid-pct 1).'
         )
 
 # %% ../nbs/parts/label_table.ipynb #tab-crossing

@@ -108,6 +108,14 @@ def _with_slashes(path: str, root: Path) -> str:
     there = os.sep == '/' and os.path.lexists(os.path.join(root, path))
     return path if there else path.replace('\\', '/')
 
+
+def _from_root(path: str, root: Path) -> str:
+    "An absolute path as one from the root, if it lies there. Any other stays as it is."
+    if not os.path.isabs(path):
+        return path
+    below = Path(os.path.relpath(path, os.path.abspath(root)))
+    return path if below.parts[:1] == ('..',) else below.as_posix()
+
 # %% ../nbs/parts/manifests.ipynb #man-columns
 KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest
 
@@ -135,6 +143,7 @@ def _read_known(csv: Path, root: Path) -> pd.DataFrame:
         print(unused, file=sys.stderr)
     df = df.filter(items=KNOWN)
     df['path'] = [_with_slashes(p, root) if '\\' in p else p for p in df.path]
+    df['path'] = [_from_root(p, root) for p in df.path]
     for c in df.columns.intersection(['label', 'split']):
         df[c] = df[c].str.lower()
     return df

@@ -20,7 +20,7 @@ class Recipe:
 
     # The network, and what it is given.
     arch: str = 'efficientnet_b4'  # the network, by its name in timm
-    init: str = 'hub'  # `hub` (ImageNet's weights), a weights file, or `random`
+    init: str = 'hub'  # `hub` (ImageNet), weights (a file, or `faces`), or `random`
     size: int = 128  # input side, pixels
     start_size: int = 0  # input side of the first epoch, growing to `size` by mid-run (0: none)
     # How smaller crops are enlarged: `nearest`, `bilinear`, `bicubic`, `lanczos`.

@@ -144,7 +144,9 @@ def _fit(learn, checkpoint, recipe, progress):
     file = checkpoint.out / 'checkpoint.pth'
     start = checkpoint.load(learn, file) if file.exists() else 0
     if start and is_first():
-        print(f'resuming after epoch {start} of {recipe.epochs}')
+        done = f'all {start} epochs are done already'
+        more = f'resuming after epoch {start} of {recipe.epochs}'
+        print(more if start < recipe.epochs else done)
     if start >= recipe.epochs:
         return
     quiet = nullcontext() if progress else learn.no_bar()
