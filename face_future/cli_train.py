@@ -205,11 +205,22 @@ def _group_notes(read, new, old, out: Path):
             yield f'warning: {some} are on both sides of the split, {why}'
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-labelnotes
+def _contradiction_notes(new):
+    "A sentence on pictures that have both labels."
+    if found := new.contradictions():
+        one = ' and '.join(map(short, found[0]))
+        yield (
+            f'warning: {len(found)} pictures are labelled both real and fake ({one} are the same '
+            'file, for one). Take the wrong ones away.'
+        )
+
+
 def label_notes(read, new, old, out: Path):  # read: before the split, old: earlier labels or None
-    "Sentences on what happened to the split and to earlier labels that may not be expected."
+    "Sentences on the split, earlier labels and contradictions that may not be expected."
     if old is not None:
         yield from _earlier_notes(read, new, old, out)
     yield from _group_notes(read, new, old, out)
+    yield from _contradiction_notes(new)
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-splitline
 def split_line(new, out: Path) -> str:

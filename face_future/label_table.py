@@ -270,6 +270,19 @@ def fingerprint(self: Labels) -> str:
     text = '\n'.join(sorted(f'{p}\t{w}\t{file_sha256(f)}' for p, w, f in rows))
     return sha256(text.encode('utf-8', 'surrogateescape'))  # names that are no UTF-8: their bytes
 
+# %% ../nbs/parts/label_table.ipynb #tab-contradict
+@patch
+def contradictions(self: Labels) -> list[tuple]:
+    "Pairs of paths, one `real` and one `fake`, whose files are the same byte for byte."
+    rows = self.rows[['path', 'label']].assign(file=self.files)
+    rows = rows[[file.is_file() for file in rows.file]]
+    size = pd.Series([file.stat().st_size for file in rows.file], rows.index)
+    rows = rows[rows.label.groupby(size).transform('nunique') == 2]  # only these need be read
+    rows = rows.assign(sha256=[file_sha256(file) for file in rows.file])
+    real, fake = (rows[rows.label == word] for word in ('real', 'fake'))
+    pairs = real.merge(fake, on='sha256')
+    return list(zip(pairs.path_x, pairs.path_y))
+
 # %% ../nbs/parts/label_table.ipynb #tab-json
 def to_json(rows) -> str:
     "JSON with letters as they are, escaped only where a file's name can't be written as UTF-8."
