@@ -209,10 +209,8 @@ def _contradiction_notes(new):
     "A sentence on pictures that have both labels."
     if found := new.contradictions():
         one = ' and '.join(map(short, found[0]))
-        yield (
-            f'warning: {len(found)} pictures are labelled both real and fake ({one} are the same '
-            'file, for one). Take the wrong ones away.'
-        )
+        some = '1 picture has' if len(found) == 1 else f'{len(found)} pictures have'
+        yield f'warning: {some} both labels ({one} are the same file). Take the wrong ones away.'
 
 
 def label_notes(read, new, old, out: Path):  # read: before the split, old: earlier labels or None
