@@ -280,7 +280,7 @@ class EpochLines(Callback):
 
     def before_fit(self):
         if is_first():
-            print(f'{self.n_epoch} epochs of {len(self.dls.train)} steps', flush=True)
+            print(f'epochs: {self.n_epoch}, steps in each: {len(self.dls.train)}', flush=True)
 
     def after_epoch(self):
         done = self.learn.checkpoint

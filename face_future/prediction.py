@@ -199,13 +199,13 @@ def _picture_threshold(scores, crop):
 AS_LARGE = 0.75  # of the largest judged face's shorter side
 
 
-def _any_unjudged(scores, crop):
-    "Was a face of this crop's picture left out, or has one without verdict about its size?"
+def _any_unjudged(scores, crop):  # crop: a judged one
+    "Was a face of this crop's picture left out, or is one without verdict as large as others?"
     here = scores.image == scores.image[crop]
     judged = here & (scores.quality_issue == '')
     side = scores.box[:, 2:].min(1)
-    large = side[here & ~judged] >= AS_LARGE * side[judged].max(initial=0)
-    return scores.left_out[crop] > 0 or bool(judged.any() and large.any())
+    large = side[here & ~judged] >= AS_LARGE * side[judged].max()
+    return scores.left_out[crop] > 0 or large.any()
 
 # %% ../nbs/parts/prediction.ipynb #p04a-pictverdict
 def _picture_verdict(scores, crop):

@@ -144,9 +144,8 @@ def _fit(learn, checkpoint, recipe, progress):
     file = checkpoint.out / 'checkpoint.pth'
     start = checkpoint.load(learn, file) if file.exists() else 0
     if start and is_first():
-        done = f'all {start} epochs are done already'
-        more = f'resuming after epoch {start} of {recipe.epochs}'
-        print(more if start < recipe.epochs else done)
+        where = 'resuming after' if start < recipe.epochs else 'the run is done:'
+        print(f'{where} epoch {start} of {recipe.epochs}')
     if start >= recipe.epochs:
         return
     quiet = nullcontext() if progress else learn.no_bar()

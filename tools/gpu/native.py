@@ -366,6 +366,8 @@ def check_training(a):
         stop(f'--reconstructions {a.reconstructions}: a share, from 0 to 1.')
     if not 0 <= a.soft <= 1:
         stop(f'--soft {a.soft}: a share, from 0 to 1.')
+    if a.most_pairs is not None and a.most_pairs < 1:
+        stop(f'--most-pairs {a.most_pairs}: must be at least 1.')
     if a.batch < 2 or a.batch % 2:
         stop(f'--batch {a.batch}: must be even, for couples.')
     if a.reconstructions == 1 and not a.autoencoder:
