@@ -97,13 +97,18 @@ def _over(rule, sources: int) -> str:
         return f'on average over the {sources}'
     return f'and a new one may be worse with a chance of {rule}'
 
+# %% ../nbs/parts/card.ipynb #k07d-percent
+def _percent(share: float) -> str:
+    "A share that is guaranteed, with all its digits: rounded down it would promise too much."
+    return f'{100 * share:.6g}%'
+
 # %% ../nbs/parts/card.ipynb #k07d-unseenfpr
 def _unseen_fpr(s) -> str:
     "What the threshold guarantees of sources of photographs that were left out of training."
     u = s['guarantee']['unseen']
     sources = u['photo_sources']
     return (
-        f'`fake` from {s["threshold"]:.3f}: at most {s["guarantee"]["max_fpr"]:.0%} of the '
+        f'`fake` from {s["threshold"]:.3f}: at most {_percent(s["guarantee"]["max_fpr"])} of the '
         'photographs of a source that training did not see are called fake. '
         f'Chosen by {sources} sources, each predicted by a network trained without it: '
         f'{_over(u["fpr_over"], sources)} (split conformal over sources).'
@@ -114,7 +119,7 @@ def _unseen_miss(s) -> str:
     "What the lower threshold guarantees of families of fakes that were left out of training."
     u = s['guarantee']['unseen']
     return (
-        f'`real` below {s["lower_threshold"]:.3f}: at most {s["guarantee"]["max_miss"]:.0%} of the '
+        f'`real` below {s["lower_threshold"]:.3f}: at most {_percent(s["guarantee"]["max_miss"])} of the '
         'fakes of a generator that training did not see are called real, '
         f'{_over(u["miss_over"], u["fake_families"])} families left out of training. '
         'In between: `unsure` (`close_call`).'
@@ -132,7 +137,7 @@ def over_sources(guarantee: dict) -> str:
 def _held_fpr(s) -> str:
     "What the threshold guarantees of photographs like those held out."
     return (
-        f'`fake` from {s["threshold"]:.3f}: chosen so that at most {s["guarantee"]["max_fpr"]:.0%} '
+        f'`fake` from {s["threshold"]:.3f}: chosen so that at most {_percent(s["guarantee"]["max_fpr"])} '
         f'of photographs like those held out are called fake, {over_sources(s["guarantee"])} '
         '(split conformal).'
     )
@@ -143,7 +148,7 @@ def _held_miss(s) -> str:
     mean = s['guarantee'].get('miss_over') == 'mean'
     over = 'on average over their sources' if mean else 'in every source'
     return (
-        f'`real` below {s["lower_threshold"]:.3f}: at most {s["guarantee"]["max_miss"]:.0%} of '
+        f'`real` below {s["lower_threshold"]:.3f}: at most {_percent(s["guarantee"]["max_miss"])} of '
         f'fakes like those held out are called real, {over}. '
         'In between: `unsure` (`close_call`).'
     )
@@ -159,7 +164,7 @@ def _guarantees(s) -> list:  # of sentences
         if p.get('unseen') and s.get('many_faces'):
             out.append(
                 'A picture of many faces is called fake where the likeliest fake among its '
-                f'k faces is beyond {p["max_fpr"]:.0%}/k of photographs.'
+                f'k faces is beyond {_percent(p["max_fpr"])}/k of photographs.'
             )
     if p.get('max_miss'):
         out.append(miss(s))

@@ -295,9 +295,10 @@ function magnify(item, box) {
 // The card of the weights: what it says by numbers in the reader's language, and its free text in English.
 function promised() { // what the thresholds were chosen to hold, where it is about sources like those of training
   const { max_fpr: fpr, max_miss: miss, miss_over: over, photo_sources: sources, unseen } = model.guarantee || {};
+  const exact = new Intl.NumberFormat(LANGUAGE, { style: 'percent', maximumFractionDigits: 2 }); // rounded down it would promise too much
   if (unseen) return '';
-  const alarms = fpr && t(sources?.length ? 'guarantee_fpr_each' : 'guarantee_fpr', { fpr: format(fpr, style), n: sources?.length });
-  return [alarms, miss && over === 'mean' && t('guarantee_miss', { miss: format(miss, style) })].filter(Boolean).join(' ');
+  const alarms = fpr && t(sources?.length ? 'guarantee_fpr_each' : 'guarantee_fpr', { fpr: format(fpr, exact), n: sources?.length });
+  return [alarms, miss && over === 'mean' && t('guarantee_miss', { miss: format(miss, exact) })].filter(Boolean).join(' ');
 }
 function table(heads, rows) {
   const made = document.createElement('table'), line = cells => { const tr = made.insertRow(); tr.append(...cells); };

@@ -93,9 +93,9 @@ def note(settings):
     n = len(guarantee['photo_sources'])  # named in the model card
     return (
         f'Weights `faces {settings["checksum"]}`: `fake` from a `p_fake` of '
-        f'{settings["threshold"]:.3f} (at most {percent(guarantee["max_fpr"], 0)} of the '
+        f'{settings["threshold"]:.3f} (at most {100 * guarantee["max_fpr"]:.6g} % of the '
         f'photographs in each of the {n} largest sources), `real` below '
-        f'{settings["lower_threshold"]:.3f} (at most {percent(guarantee["max_miss"], 0)} of these '
+        f'{settings["lower_threshold"]:.3f} (at most {100 * guarantee["max_miss"]:.6g} % of these '
         f'fakes{over}), `unsure` between.'
     )
 
