@@ -119,8 +119,8 @@ def _unseen_miss(s) -> str:
     "What the lower threshold guarantees of families of fakes that were left out of training."
     u = s['guarantee']['unseen']
     return (
-        f'`real` below {s["lower_threshold"]:.3f}: at most {_percent(s["guarantee"]["max_miss"])} of the '
-        'fakes of a generator that training did not see are called real, '
+        f'`real` below {s["lower_threshold"]:.3f}: at most '
+        f'{_percent(s["guarantee"]["max_miss"])} of the fakes of a generator that training did not see are called real, '
         f'{_over(u["miss_over"], u["fake_families"])} families left out of training. '
         'In between: `unsure` (`close_call`).'
     )
@@ -137,8 +137,8 @@ def over_sources(guarantee: dict) -> str:
 def _held_fpr(s) -> str:
     "What the threshold guarantees of photographs like those held out."
     return (
-        f'`fake` from {s["threshold"]:.3f}: chosen so that at most {_percent(s["guarantee"]["max_fpr"])} '
-        f'of photographs like those held out are called fake, {over_sources(s["guarantee"])} '
+        f'`fake` from {s["threshold"]:.3f}: chosen so that at most '
+        f'{_percent(s["guarantee"]["max_fpr"])} of photographs like those held out are called fake, {over_sources(s["guarantee"])} '
         '(split conformal).'
     )
 
@@ -148,8 +148,8 @@ def _held_miss(s) -> str:
     mean = s['guarantee'].get('miss_over') == 'mean'
     over = 'on average over their sources' if mean else 'in every source'
     return (
-        f'`real` below {s["lower_threshold"]:.3f}: at most {_percent(s["guarantee"]["max_miss"])} of '
-        f'fakes like those held out are called real, {over}. '
+        f'`real` below {s["lower_threshold"]:.3f}: at most '
+        f'{_percent(s["guarantee"]["max_miss"])} of fakes like those held out are called real, {over}. '
         'In between: `unsure` (`close_call`).'
     )
 

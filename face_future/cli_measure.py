@@ -7,9 +7,9 @@ __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 
            'REPORT_FILES', 'ALSO', 'Runs', 'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit',
            'Perplexity', 'MapSeed', 'MAP_FILES', 'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer',
            'Beside', 'BenchOut', 'show_report', 'coverage_line', 'check_coverage', 'check_against', 'compare_with',
-           'write_corruptions', 'check_given', 'labels_to_measure', 'scored', 'measure', 'evaluate', 'show_left_out',
-           'left_out', 'card', 'numbers', 'show_map_figures', 'write_maps', 'tsne', 'parity_line', 'exported_line',
-           'say_precisions', 'check_export', 'export', 'bench_row', 'show_speeds', 'bench']
+           'write_corruptions', 'check_given', 'labels_to_measure', 'scored', 'measure', 'learnt_from', 'evaluate',
+           'show_left_out', 'left_out', 'card', 'numbers', 'show_map_figures', 'write_maps', 'tsne', 'parity_line',
+           'exported_line', 'say_precisions', 'check_export', 'export', 'bench_row', 'show_speeds', 'bench']
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-imports
 import json
@@ -199,6 +199,18 @@ def measure(table, threshold: float, name: str, out: str | Path, rounds: int):
     show_report(report)
     typer.echo(f'{coverage_line(table, threshold, name)}. Wrote {out}')
 
+# %% ../nbs/parts/cli_measure.ipynb #c10d-learnt
+def learnt_from(labels, split: str) -> str:
+    "A sentence for the report where it counts images of the split *train*, else nothing."
+    measured = labels.part(split)
+    training = (measured.rows.split == 'train').sum()
+    if not training:
+        return ''
+    return (
+        f'{training:,} of {len(measured):,} images are of the split train: '
+        'weights that learnt from them look better here than they are.'
+    )
+
 # %% ../nbs/parts/cli_measure.ipynb #c10-evaluate
 @command
 def evaluate(
@@ -222,6 +234,8 @@ def evaluate(
     labels = labels_to_measure(labels_file, root, out, against, split, scores)
     table, threshold, name = scored(scores or weights, labels, split, threshold)
     measure(table, threshold, name, out, rounds)
+    if note := learnt_from(labels, split):
+        typer.echo(note)
     if against:
         about = dict(threshold=threshold, name=name, labels=labels, split=split)
         typer.echo(compare_with(against, table, out, **about))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Source', 'Manifests', 'ManifestRoot', 'Families', 'RealFolder', 'FakeFolder', 'LabelSource', 'ValidPct', 'SplitSeed',
-           'LabelsOut', 'TestFolder', 'Photographs', 'Findings', 'RunFolder', 'FiguresFrom', 'About', 'WholeLight',
-           'RUN_FILES', 'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES', 'NEEDS',
-           'Joined', 'JoinedFile', 'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels', 'labels',
-           'audit', 'toy', 'recipe_options', 'recipe_fields', 'check_start', 'train', 'figure', 'pair_line',
+           'LabelsOut', 'TestFolder', 'Photographs', 'Findings', 'Strict', 'RunFolder', 'FiguresFrom', 'About',
+           'WholeLight', 'RUN_FILES', 'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES',
+           'NEEDS', 'Joined', 'JoinedFile', 'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels',
+           'labels', 'audit', 'toy', 'recipe_options', 'recipe_fields', 'check_start', 'train', 'figure', 'pair_line',
            'say_figures', 'check_choices', 'pack', 'parse_shares', 'check_joined', 'ensemble']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
@@ -274,6 +274,7 @@ Photographs = Annotated[
     Optional[Path], typer.Option(help='Folder of known photographs, to check what "fake" means.')
 ]
 Findings = Annotated[Optional[Path], typer.Option(help='Write the findings here, as JSON.')]
+Strict = Annotated[bool, typer.Option('--strict', help='End with status 1 where one is an error.')]
 
 # %% ../nbs/parts/cli_train.ipynb #c10-auditcmd
 @command
@@ -283,6 +284,7 @@ def audit(
     test: TestFolder = None,
     photographs: Photographs = None,
     out: Findings = None,
+    strict: Strict = False,
 ):
     """Look for wrong labels, copies, and shortcuts that tell the classes apart without looking.
 
@@ -301,6 +303,8 @@ def audit(
     if out:
         report.to_json(out)
         typer.echo(f'written to {out}')
+    if strict and not report.ok:
+        raise typer.Exit(1)
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-toycmd
 @command

@@ -86,6 +86,11 @@ def _check_row(path: str, word: str, split: str):
         raise LabelError(
             f'{name} leads out of the root: give the folder that holds all with --root (root=)'
         )
+    if word in ('0', '1'):
+        raise LabelError(
+            f'label of {short(path)} is {word}: write real or fake, '
+            'for data sets differ in which of 0 and 1 is the fake'
+        )
     check_word(f'label of {short(path)}', word, CLASSES)
     check_word(f'split of {short(path)}', split, ('train', 'valid', ''))
 
