@@ -120,7 +120,8 @@ def _unseen_miss(s) -> str:
     u = s['guarantee']['unseen']
     return (
         f'`real` below {s["lower_threshold"]:.3f}: at most '
-        f'{_percent(s["guarantee"]["max_miss"])} of the fakes of a generator that training did not see are called real, '
+        f'{_percent(s["guarantee"]["max_miss"])} of the fakes of '
+        'a generator that training did not see are called real, '
         f'{_over(u["miss_over"], u["fake_families"])} families left out of training. '
         'In between: `unsure` (`close_call`).'
     )
@@ -138,7 +139,8 @@ def _held_fpr(s) -> str:
     "What the threshold guarantees of photographs like those held out."
     return (
         f'`fake` from {s["threshold"]:.3f}: chosen so that at most '
-        f'{_percent(s["guarantee"]["max_fpr"])} of photographs like those held out are called fake, {over_sources(s["guarantee"])} '
+        f'{_percent(s["guarantee"]["max_fpr"])} of photographs like those '
+        f'held out are called fake, {over_sources(s["guarantee"])} '
         '(split conformal).'
     )
 
@@ -149,7 +151,8 @@ def _held_miss(s) -> str:
     over = 'on average over their sources' if mean else 'in every source'
     return (
         f'`real` below {s["lower_threshold"]:.3f}: at most '
-        f'{_percent(s["guarantee"]["max_miss"])} of fakes like those held out are called real, {over}. '
+        f'{_percent(s["guarantee"]["max_miss"])} of fakes like those held out '
+        f'are called real, {over}. '
         'In between: `unsure` (`close_call`).'
     )
 
