@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'FULL', 'WAITING', 'NO_MEMORY', 'FakeMeans', 'Root', 'WholeImage', 'LabelsFile', 'WEIGHTS',
-           'BACKEND', 'Weights', 'Backend', 'is_nowhere', 'takes_no_more', 'sentence', 'forgiving', 'have_streams',
-           'is_watched', 'have_a_home', 'failed', 'ForgivingCommand', 'one_interrupt', 'check_kept', 'explained',
-           'command', 'finite', 'add_options']
+           'BACKEND', 'Weights', 'Backend', 'AllCommands', 'is_nowhere', 'takes_no_more', 'sentence', 'forgiving',
+           'have_streams', 'is_watched', 'have_a_home', 'failed', 'ForgivingCommand', 'one_interrupt', 'check_kept',
+           'explained', 'command', 'finite', 'add_options']
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-imports
 import errno
@@ -24,7 +24,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from .files import begins_like_a_picture, check_not_read, printable, short
 from .renamed import new_options
@@ -32,8 +32,19 @@ from .renamed import new_options
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')  # else it asks a server for its version
 
 # %% ../nbs/parts/cli_base.ipynb #c10-appdef
+class AllCommands(TyperGroup):
+    "The commands. Where not even their help can be written, a sentence says why."
+
+    def main(self, *args, **kwargs):
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as e:  # a command of ours has explained its own
+            sys.exit(failed(sentence(e)).exit_code)
+
+
 app = typer.Typer(
     name='face_future',
+    cls=AllCommands,
     no_args_is_help=True,
     rich_markup_mode='markdown',
     pretty_exceptions_enable=False,
