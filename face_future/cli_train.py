@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Source', 'Manifests', 'ManifestRoot', 'Families', 'RealFolder', 'FakeFolder', 'LabelSource', 'ValidPct', 'SplitSeed',
-           'LabelsOut', 'TestFolder', 'Photographs', 'Findings', 'Strict', 'RunFolder', 'FiguresFrom', 'About',
+           'LabelsOut', 'TestFolder', 'Photographs', 'Findings', 'Strict', 'RunFolder', 'FiguresFrom', 'Folds', 'About',
            'WholeLight', 'RUN_FILES', 'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES',
            'NEEDS', 'Joined', 'JoinedFile', 'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels',
-           'labels', 'audit', 'toy', 'recipe_options', 'recipe_fields', 'check_start', 'train', 'figure', 'pair_line',
-           'say_figures', 'check_choices', 'pack', 'parse_shares', 'check_joined', 'ensemble']
+           'labels', 'audit', 'toy', 'recipe_options', 'recipe_fields', 'check_start', 'fold_lines', 'train', 'figure',
+           'pair_line', 'say_figures', 'check_choices', 'pack', 'parse_shares', 'check_joined', 'ensemble']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import re
@@ -353,6 +353,15 @@ FiguresFrom = Annotated[
     ),
 ]
 
+# %% ../nbs/parts/cli_train.ipynb #c10b-folds-option
+Folds = Annotated[
+    Optional[int],
+    typer.Option(
+        help='Train so many times, each time without another part of the images, and measure '
+        'all of them by the run that did not see them.'
+    ),
+]
+
 # %% ../nbs/parts/cli_train.ipynb #c10b-about
 About = Annotated[
     str,
@@ -394,6 +403,31 @@ def check_start(recipe: Recipe, out: str | Path):
     read = ','.join((recipe.teachers, recipe.opinions, recipe.latent_fakes)).split(',')
     check_apart([file for file in read if file], out, RUN_FILES)
 
+# %% ../nbs/parts/cli_train.ipynb #c10b-saidfolds
+def fold_lines(figures, table: Path):  # figures: of parts/folds' `fold_figures`
+    "What folds say, a line each, and what to do next."
+    for name, row in figures.iterrows():
+        share = f'accuracy {row.accuracy:.3f} [{row.acc_lo:.3f}, {row.acc_hi:.3f}]'
+        area = f'AUROC {row.auroc:.3f} [{row.auc_lo:.3f}, {row.auc_hi:.3f}]'
+        yield f'{name}: {row.n:.0f} images, {share}, {area}'
+    yield f'Each image was judged by the run that had not seen it: {table}.'
+    yield (
+        'Next, to learn from all of them with the same options: '
+        f'face_future train LABELS --train-on-all --figures-from {table.parent} --out RUN'
+    )
+
+
+def _train_folds(labels_file, recipe, out, folds, **more):
+    "Train `folds` runs, and print what they say of all images."
+    from face_future.devices import is_first
+    from face_future.folds import fold_figures, train_folds
+    from face_future.held_out import FOLDS
+
+    table = train_folds(labels_file, recipe, out, folds, **more)
+    if is_first():
+        for line in fold_lines(fold_figures(table), out / FOLDS):
+            typer.echo(line)
+
 # %% ../nbs/parts/cli_train.ipynb #c10-traincmd
 @command
 @add_options(recipe_options())
@@ -401,6 +435,7 @@ def train(
     labels_file: LabelsFile,
     root: Root = None,
     out: RunFolder = Path('runs/train'),
+    folds: Folds = None,
     figures_from: FiguresFrom = None,
     about: About = '',
     whole_image: WholeLight = False,
@@ -423,10 +458,13 @@ def train(
     watched = is_watched(sys.stdout)
     more = dict(figures_from=figures_from, about=about, progress=watched)
     more['cbs'] = [] if watched else [EpochLines()]
+    labels = Labels.load(labels_file, root)
     try:
-        file = run(Labels.load(labels_file, root), recipe, out, **more)
+        if folds is not None:
+            return _train_folds(labels, recipe, out, folds, **more)
+        file = run(labels, recipe, out, **more)
     except KeyboardInterrupt:
-        if (out / 'checkpoint.pth').exists():
+        if next(out.glob('**/checkpoint.pth'), None):
             typer.echo('Stopped. The same command goes on after the last whole epoch.', err=True)
         raise
     if is_first():

@@ -16,8 +16,8 @@ from .files import atomic_write, short, to_csv
 from .intervals import auroc_interval
 from .labels import Labels, left_out, read_csv
 from .renamed import SCORES
-from .scores import score_images
-from .tta_inference import DOUBTS, Predictor
+from .scores import score_images, sound
+from .tta_inference import Predictor
 
 # %% ../nbs/parts/left_out.ipynb #e07-left
 def left_out_scores(
@@ -110,6 +110,4 @@ def read_left_out(file: str | Path) -> pd.DataFrame:  # for `choose_thresholds`
             f'{name} has no column {sorted(missing)}: face_future left-out makes such a table.'
         )
     t = _typed(t, name)
-    return t[t.unseen & t.logit.notna() & t.unsure_reason.isin(['', *DOUBTS])].reset_index(
-        drop=True
-    )
+    return sound(t[t.unseen]).reset_index(drop=True)

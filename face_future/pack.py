@@ -18,9 +18,9 @@ from .labels import Labels
 from .left_out import read_left_out
 from .model import save_weights
 from .model_config import calibrated
-from .scores import score_images
+from .scores import score_images, sound
 from .thresholds import choose_thresholds
-from .tta_inference import DOUBTS, Predictor
+from .tta_inference import Predictor
 
 # %% ../nbs/parts/pack.ipynb #k07e-half
 def halve(predictor: Predictor) -> float:  # the largest change of a logit
@@ -36,11 +36,6 @@ def halve(predictor: Predictor) -> float:  # the largest change of a logit
         raise ValueError(f'Half precision would change logits by {gap:.2f}. Nothing is written.')
     return gap
 
-# %% ../nbs/parts/pack.ipynb #k07e-sound
-def _sound(scores):
-    "The scored images without a quality issue."
-    return scores[scores.logit.notna() & scores.unsure_reason.isin(['', *DOUBTS])]
-
 # %% ../nbs/parts/pack.ipynb #k07e-held
 def held_out_settings(
     predictor: Predictor,
@@ -54,7 +49,7 @@ def held_out_settings(
     if isinstance(unseen, (str, Path)):
         unseen = read_left_out(unseen)
     every = score_images(predictor, labels, progress=progress)
-    t = _sound(every)
+    t = sound(every)
     chosen = choose_thresholds(t.logit, t.fake, t.source, t.group, unseen=unseen, **guarantees)
     t = t.assign(score=calibrated(t.logit, chosen))
     views = ','.join(predictor.views)
