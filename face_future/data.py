@@ -29,7 +29,15 @@ from face_future.opening import (
     source_bytes,
     source_name,
 )
-from .reading import check_rows, oriented, split_notes, srgb_pixels, to_rgb, turn
+from face_future.reading import (
+    check_rows,
+    colour_profile,
+    oriented,
+    split_notes,
+    srgb_pixels,
+    to_rgb,
+    turn,
+)
 
 _all_ = [FORMATS, LARGEST_FILE, ImageError, is_no_memory]  # parts/opening's, offered here too
 
@@ -37,7 +45,7 @@ _all_ = [FORMATS, LARGEST_FILE, ImageError, is_no_memory]  # parts/opening's, of
 def _decode(im, notes, data):
     "An opened image (and its file without notes), decoded: H × W × 3 in sRGB, upright."
     transpose = turn(im, notes)
-    profile = notes.get('icc') or im.info.get('icc_profile')
+    profile = colour_profile(im, notes)
     rgb = plain_jpeg(im, data)
     if rgb is not None:
         return oriented(srgb_pixels(rgb, profile), transpose)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from .animations import COMPOSED, compose, cut, gif_images, layers, pixels_needed
 from .data import FORMATS, ImageError, is_no_memory, read_rgb
-from .reading import split_notes, to_rgb, turn, upright_by_xmp
+from .reading import colour_profile, split_notes, to_rgb, turn, upright_by_xmp
 
 # %% ../nbs/parts/frames.ipynb #fr-gif
 MOST_FRAMES = 1000  # that are counted, and that may be asked for
@@ -96,7 +96,7 @@ def _read_later_frame(data, frame, max_pixels, formats):
         shown = _composed(pixels, frame, max_pixels) or _seek(im, frame)
         _small_enough(*shown.size, max_pixels)
         transpose = turn(im, notes)
-        profile = notes.get('icc') or im.info.get('icc_profile')
+        profile = colour_profile(im, notes)
         rgb = to_rgb(shown, profile, notes.get('power'))
         return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 

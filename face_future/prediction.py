@@ -18,7 +18,7 @@ from .data import ImageError, Preprocess, is_no_memory, read_rgb
 from .faces import DETECTOR, FaceFinder, quality_issue
 from .files import printable, short
 from .model_config import WeightsError, calibrated, threshold_for
-from .reading import gamma_power, to_rgb, turn
+from .reading import colour_profile, gamma_power, to_rgb, turn
 
 # %% ../nbs/parts/prediction.ipynb #p04a-bythereader
 def _by_the_reader(image) -> np.ndarray:
@@ -30,7 +30,7 @@ def _by_the_reader(image) -> np.ndarray:
         plain = image.convert('LA') if image.mode == 'La' else image
         said = {'icc_profile', 'srgb'} & image.info.keys()
         power = None if said else gamma_power(image.info.get('gamma', 0))
-        rgb = to_rgb(plain, image.info.get('icc_profile'), power)
+        rgb = to_rgb(plain, colour_profile(image, {}), power)
         return np.asarray(rgb if how is None else rgb.transpose(how))
     except Exception as e:  # a decoder may raise anything, and does
         message = f'this image: the file is damaged or cut off ({short(e)}).'
