@@ -348,8 +348,8 @@ RunFolder = Annotated[Path, typer.Option(help='Folder of the run. An unfinished 
 FiguresFrom = Annotated[
     Optional[Path],
     typer.Option(
-        help='With --train-on-all: the run that held images out, whose temperature and figures '
-        'this one quotes.'
+        help='With --train-on-all: the folder of the run that held images out, or of the runs '
+        'of --folds, whose temperature and figures this one quotes.'
     ),
 ]
 
@@ -358,7 +358,7 @@ Folds = Annotated[
     Optional[int],
     typer.Option(
         help='Train so many times, each time without another part of the images, and measure '
-        'all of them by the run that did not see them.'
+        'all of them, whatever their split, by the run that did not see them.'
     ),
 ]
 
@@ -417,13 +417,13 @@ def fold_lines(figures, table: Path):  # figures: of parts/folds' `fold_figures`
     )
 
 
-def _train_folds(labels_file, recipe, out, folds, **more):
+def _train_folds(labels, recipe, out, folds, **more):
     "Train `folds` runs, and print what they say of all images."
     from face_future.devices import is_first
     from face_future.folds import fold_figures, train_folds
     from face_future.held_out import FOLDS
 
-    table = train_folds(labels_file, recipe, out, folds, **more)
+    table = train_folds(labels, recipe, out, folds, **more)
     if is_first():
         for line in fold_lines(fold_figures(table), out / FOLDS):
             typer.echo(line)
@@ -464,7 +464,7 @@ def train(
             return _train_folds(labels, recipe, out, folds, **more)
         file = run(labels, recipe, out, **more)
     except KeyboardInterrupt:
-        if next(out.glob('**/checkpoint.pth'), None):
+        if any(next(out.glob(f), None) for f in ('checkpoint.pth', 'fold-*/checkpoint.pth')):
             typer.echo('Stopped. The same command goes on after the last whole epoch.', err=True)
         raise
     if is_first():

@@ -38,16 +38,12 @@ def _check_folds(rows: pd.DataFrame, cluster: np.ndarray, folds: int):
             )
 
 # %% ../nbs/parts/folds.ipynb #fld-deal
-def assign_folds(
-    labels: Labels,
-    folds: int = 5,
-    seed: int | None = None,  # None: that of the labels' split, or 42
-) -> np.ndarray:  # N ints from 1 to `folds`, a number a row
+def assign_folds(labels: Labels, folds: int = 5) -> np.ndarray:  # N ints from 1 to `folds`
     "Which fold holds each picture out. Raises a `LabelError` where a class has too few groups."
     rows = labels.rows
     cluster = clusters(labels.files, rows.group)
     _check_folds(rows, cluster, folds)
-    seed = (42 if labels.seed is None else labels.seed) if seed is None else seed
+    seed = 42 if labels.seed is None else labels.seed
     deal = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     number = np.zeros(len(rows), int)
     with warnings.catch_warnings():
