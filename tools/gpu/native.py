@@ -34,7 +34,7 @@ from common import (
 )
 from left_out import fill_body
 from nets import Autoencoder, fill, normalised, read_state
-from pictures import corrupted, enlarged, resized
+from pictures import compressed, corrupted, enlarged, resized
 from plain_run import PlainRun
 from safetensors.torch import save_file
 from teaching import loader
@@ -79,10 +79,13 @@ def draw_side(longest: float, rng: random.Random) -> int:
 
 
 def softened(rgb: np.ndarray, rng: random.Random) -> np.ndarray:
-    "A square as an unsharp picture has it: blurred a little, or enlarged from fewer pixels."
-    if rng.random() < 0.6:
+    "A square as a poor picture has it: blurred a little, enlarged, or saved at a low JPEG quality."
+    how = rng.random()
+    if how < 0.4:
         return cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.4, 1.5))
-    return enlarged(rgb, rng, 2.2)
+    if how < 0.65:
+        return enlarged(rgb, rng, 2.2)
+    return compressed(rgb, rng, 25, 70)
 
 
 def photographs(crops, most: int | None, seed: int) -> np.ndarray:  # row numbers
@@ -333,7 +336,7 @@ def arguments(args=None):
     add('--reconstructions', type=float, default=0.5, help='their share of couples (default: .5)')
     text = 'photographs of one source that are reconstructed, at most (default: all)'
     add('--most-pairs', type=int, help=text)
-    text = 'share of photographs made unsharp; half of it of fakes'
+    text = 'share of photographs made unsharp or saved at low quality; half of it of fakes'
     add('--soft', type=float, default=0, help=text)
     add('--left-out', help='a family of the recipe that is not shown')
     add('--resume', action='store_true', help='go on with the run in that folder')

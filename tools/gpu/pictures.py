@@ -171,12 +171,12 @@ def noisy(rgb: np.ndarray, rng: random.Random, most: float = 20) -> np.ndarray:
     return bounded(rgb + strength * noise)
 
 
-def compressed(rgb: np.ndarray, rng: random.Random, least: int = 30) -> np.ndarray:
-    "Saved as JPEG (4:4:4 or 4:2:0) or WebP of a quality of `least` or more, and read back."
+def compressed(rgb: np.ndarray, rng: random.Random, least: int = 30, most: int = 99) -> np.ndarray:
+    "Saved as JPEG (4:4:4 or 4:2:0) or WebP of a quality from `least` to `most`, and read back."
     if rng.random() < 0.2:
-        ending, options = '.webp', [cv2.IMWRITE_WEBP_QUALITY, rng.randint(least, 98)]
+        ending, options = '.webp', [cv2.IMWRITE_WEBP_QUALITY, rng.randint(least, min(most, 98))]
     else:
-        ending, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, rng.randint(least, 99)]
+        ending, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, rng.randint(least, most)]
         sampling = rng.choice([0x111111, 0x221111, 0x221111])
         options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
     _, data = cv2.imencode(ending, rgb[..., ::-1], options)
