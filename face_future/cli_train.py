@@ -222,20 +222,26 @@ def _group_notes(read, new, old, out: Path):
             yield f'warning: {some} are on both sides of the split, {why}'
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-labelnotes
-def _contradiction_notes(new):
+def _contradiction_notes(pairs: list[tuple]):
     "A sentence on pictures that have both labels."
-    if found := new.contradictions():
-        one = ' and '.join(map(short, found[0]))
-        some = '1 picture has' if len(found) == 1 else f'{len(found)} pictures have'
+    if pairs:
+        one = ' and '.join(map(short, pairs[0]))
+        some = '1 picture has' if len(pairs) == 1 else f'{len(pairs)} pictures have'
         yield f'warning: {some} both labels ({one} are the same file). Take the wrong ones away.'
 
-
-def label_notes(read, new, old, out: Path):  # read: before the split, old: earlier labels or None
+# %% ../nbs/parts/cli_train.ipynb #c10b-allnotes
+def label_notes(
+    read,  # the labels before the split
+    new,  # with the split
+    old,  # the earlier labels, or None
+    out: Path,
+    contradictions=(),  # pairs of paths that are the same file with both labels
+):
     "Sentences on the split, earlier labels and contradictions that may not be expected."
     if old is not None:
         yield from _earlier_notes(read, new, old, out)
     yield from _group_notes(read, new, old, out)
-    yield from _contradiction_notes(new)
+    yield from _contradiction_notes(contradictions)
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-splitline
 def split_line(new, out: Path) -> str:
@@ -245,9 +251,9 @@ def split_line(new, out: Path) -> str:
     return f'{out}: {counts}. Here "fake" means {new.fake_means}.'
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-saylabels
-def say_labels(read, new, old, out: Path):
+def say_labels(read, new, old, out: Path, contradictions=()):  # as for `label_notes`
     "Print what was written, and on standard error what may not be expected."
-    for note in label_notes(read, new, old, out):
+    for note in label_notes(read, new, old, out, contradictions):
         typer.secho(note, fg='yellow', err=True)
     typer.echo(split_line(new, out))
 
@@ -281,8 +287,9 @@ def labels(
     read = with_families(read, families) if families else read
     old = Labels.load(out, must_exist=False) if out.exists() else None
     new = continue_split(read, old, valid_pct, seed)
-    new.save(out)
-    say_labels(read, new, old, out)
+    checksums = new.checksums()  # each picture is read once for both
+    new.save(out, checksums)
+    say_labels(read, new, old, out, new.contradictions(checksums))
 
 # %% ../nbs/parts/cli_train.ipynb #c10-testfolder
 TestFolder = Annotated[

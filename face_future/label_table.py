@@ -263,28 +263,30 @@ def sides_before(labels: Labels, old: Labels | None) -> list[str]:
 
 # %% ../nbs/parts/label_table.ipynb #lab-save
 @patch
-def fingerprint(self: Labels) -> str:
-    "sha256 over the sorted (path, label, sha256 of the file): no split or order changes it."
+def checksums(self: Labels) -> list[str]:
+    "The sha256 of each row's file. Raises `LabelError` if one is missing."
     if missing := [f for f in self.files if not f.is_file()]:
         raise LabelError(
             f'no such image: {printable(missing[0])} '
             f'({len(missing)} of {len(self.files)} are missing). '
             'Remove what leads nowhere. Where a folder was moved, --root names it.'
         )
-    rows = zip(self.rows.path, self.rows.label, self.files)
-    text = '\n'.join(sorted(f'{p}\t{w}\t{file_sha256(f)}' for p, w, f in rows))
+    return [file_sha256(f) for f in self.files]
+
+# %% ../nbs/parts/label_table.ipynb #tab-fingerprint
+@patch
+def fingerprint(self: Labels, checksums: list[str] | None = None) -> str:
+    "sha256 over the sorted (path, label, sha256 of the file): no split or order changes it."
+    rows = zip(self.rows.path, self.rows.label, checksums or self.checksums())
+    text = '\n'.join(sorted('\t'.join(row) for row in rows))
     return sha256(text.encode('utf-8', 'surrogateescape'))  # names that are no UTF-8: their bytes
 
 # %% ../nbs/parts/label_table.ipynb #tab-contradict
 @patch
-def contradictions(self: Labels) -> list[tuple]:
+def contradictions(self: Labels, checksums: list[str] | None = None) -> list[tuple]:
     "Pairs of paths, one `real` and one `fake`, whose files are the same byte for byte."
-    rows = self.rows[['path', 'label']].assign(file=self.files)
-    rows = rows[[file.is_file() for file in rows.file]]
-    size = pd.Series([file.stat().st_size for file in rows.file], rows.index)
-    rows = rows[rows.label.groupby(size).transform('nunique') == 2]  # only these need be read
-    rows = rows.assign(sha256=[file_sha256(file) for file in rows.file])
-    real, fake = (rows[rows.label == word] for word in ('real', 'fake'))
+    rows = self.rows[['path', 'label']].assign(sha256=checksums or self.checksums())
+    real, fake = (rows[rows.label == word] for word in CLASSES)
     pairs = real.merge(fake, on='sha256')
     return list(zip(pairs.path_x, pairs.path_y))
 
@@ -309,7 +311,7 @@ def read_rows(file: str | Path) -> list[dict]:
 
 # %% ../nbs/parts/label_table.ipynb #tab-save
 @patch
-def _meta(self: Labels, json_file: Path, text: str) -> dict:
+def _meta(self: Labels, json_file: Path, text: str, checksums: list[str] | None = None) -> dict:
     "What stands beside the list `text` that is to be written as `json_file`."
     from face_future import __version__
 
@@ -318,7 +320,7 @@ def _meta(self: Labels, json_file: Path, text: str) -> dict:
         root=Path(root).as_posix(),
         label_source=self.label_source,
         fake_means=self.fake_means,
-        fingerprint=self.fingerprint(),
+        fingerprint=self.fingerprint(checksums),
         n=len(self),
         counts=self.counts(),
         seed=self.seed,
@@ -329,12 +331,16 @@ def _meta(self: Labels, json_file: Path, text: str) -> dict:
 
 # %% ../nbs/parts/label_table.ipynb #tab-save-file
 @patch
-def save(self: Labels, json_file: str | Path) -> Path:
+def save(
+    self: Labels,
+    json_file: str | Path,
+    checksums: list[str] | None = None,  # of the files, where they are known: else all are read
+) -> Path:
     "Write the rows to `json_file` and the rest to `*.meta.json` beside it."
     json_file = Path(json_file)
     rows = [{k: v for k, v in r.items() if v != ''} for r in self.rows.to_dict('records')]
     text = to_json(rows)
-    meta = self._meta(json_file, text)
+    meta = self._meta(json_file, text, checksums)
     atomic_write(json_file, text)
     atomic_write(json_file.with_suffix('.meta.json'), json.dumps(meta, indent=1))
     return json_file
