@@ -80,8 +80,8 @@ style: $(VENV)/.installed-dev ## format and lint with ruff, as ruff.toml says; c
 book: $(VENV)/.installed-dev ## read every notebook in a real Jupyter kernel: no error, no warning; half an hour
 	@OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/python" tools/read_through.py nbs
 
-refresh: $(VENV)/.installed-dev ## save the outputs anew that other weights than the packaged ones made
-	@OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/python" tools/refresh.py nbs
+refresh: $(VENV)/.installed-dev ## save the outputs anew that other weights have made, or CELLS of a NOTEBOOK
+	@OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/python" tools/refresh.py $(or $(NOTEBOOK),nbs) $(CELLS)
 
 readme: $(VENV)/.installed-dev ## write the table of results in README.md from the packaged weights
 	@"$(BIN)/python" tools/readme.py

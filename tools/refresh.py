@@ -1,4 +1,4 @@
-"""Make saved outputs anew: `python tools/refresh.py NOTEBOOK [CELL ...]`, or `make refresh`.
+"""Make saved outputs anew: `make refresh`, or `make refresh NOTEBOOK=nbs/x.ipynb CELLS="a b"`.
 
 A saved output names the packaged weights that it was made with. After a change of the weights, this
 runs each notebook that has an output of other weights, and saves those outputs anew; `make refresh`
