@@ -6,10 +6,13 @@
 __all__ = []
 
 # %% ../nbs/09_cli.ipynb #c10-imports
+import sys
+
 try:  # importing them registers their commands with `app`
     from face_future import cli_predict, cli_train, cli_measure, cli_evidence  # isort: skip
     from face_future.cli_base import app
 except KeyboardInterrupt:  # Ctrl-C before anything was begun
+    print('stopped before anything was begun.', file=sys.stderr)
     raise SystemExit(130) from None
 
 # %% ../nbs/09_cli.ipynb #c10-main

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'FULL', 'NO_TEMPORARY', 'WAITING', 'NO_MEMORY', 'FakeMeans', 'Root', 'WholeImage', 'LabelsFile',
-           'WEIGHTS', 'BACKEND', 'Weights', 'Backend', 'AllCommands', 'is_nowhere', 'takes_no_more', 'sentence',
+           'WEIGHTS', 'BACKEND', 'Weights', 'Backend', 'App', 'AllCommands', 'is_nowhere', 'takes_no_more', 'sentence',
            'forgiving', 'have_streams', 'is_watched', 'have_a_home', 'failed', 'ForgivingCommand', 'one_interrupt',
            'check_kept', 'explained', 'command', 'finite', 'add_options']
 
@@ -26,10 +26,21 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from .files import begins_like_a_picture, check_not_read, printable, short
+from .files import check_not_read, is_picture, printable, short
 from .renamed import new_options
 
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')  # else it asks a server for its version
+
+# %% ../nbs/parts/cli_base.ipynb #c10a-early
+class App(typer.Typer):
+    "A Typer app that Ctrl-C ends in a line, also before a command begins."
+
+    def __call__(self, *args, **kwargs):
+        try:
+            return super().__call__(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo('stopped before anything was begun.', err=True)
+            sys.exit(130)
 
 # %% ../nbs/parts/cli_base.ipynb #c10-appdef
 class AllCommands(TyperGroup):
@@ -42,7 +53,7 @@ class AllCommands(TyperGroup):
             sys.exit(failed(sentence(e)).exit_code)
 
 
-app = typer.Typer(
+app = App(
     name='face_future',
     cls=AllCommands,
     no_args_is_help=True,
@@ -146,15 +157,26 @@ def _check_not_empty(param, value):
         )
 
 
+def _check_not_more(more: list[str]):
+    "An error for arguments that a command does not take, as a pattern of the shell becomes."
+    if more:
+        raise typer.BadParameter(
+            f'More arguments than are taken: {short(" ".join(more))}. '
+            'Where a pattern such as *.jpg became many, give the folder that holds them.'
+        )
+
+
 class ForgivingCommand(TyperCommand):
     "A command that takes its options by their old names too, with a notice (see `renamed`)."
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         known = [o for p in self.params for o in (*p.opts, *p.secondary_opts)]
         args = new_options(args, known)
-        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        given, more, _ = self.make_parser(ctx).parse_args(list(args))
         for param in self.params:
             _check_not_empty(param, given.get(param.name))
+        if not given.get('help'):
+            _check_not_more(more)
         return super().parse_args(ctx, args)
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-stoponce
@@ -200,11 +222,9 @@ def one_interrupt():
 # %% ../nbs/parts/cli_base.ipynb #c10a-kept
 def _check_no_picture(out: Path):
     "A `ValueError` if a file to write is there already, and is a picture."
-    if out.is_file():
-        with out.open('rb') as f:
-            if begins_like_a_picture(f.read(16)):
-                what = f'{short(out.name)} is a picture, and would be written over'
-                raise ValueError(f'{what}. Choose another file to write (--out).')
+    if is_picture(out):
+        what = f'{short(out.name)} is a picture, and would be written over'
+        raise ValueError(f'{what}. Choose another file to write (--out).')
 
 
 def check_kept(given: dict):  # name of an argument -> its value
@@ -244,7 +264,8 @@ def command(f):
             check_kept(inspect.signature(f).bind_partial(*args, **kwargs).arguments)
             with one_interrupt():
                 return f(*args, **kwargs)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # who has more to say of it ends with `typer.Exit`
+            typer.echo('stopped.', err=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             raise  # `| head` has seen enough, and Typer ends quietly

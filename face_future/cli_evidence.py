@@ -18,13 +18,22 @@ from .cli_base import app, command, console  # noqa: F401
 from .credentials import HAVE_C2PA, trust_list
 from .evidence import CAVEAT, as_dicts, evidence, headline
 from .files import printable
-from .opening import ImageError, open_file
+from .opening import ImageError, open_file, open_image
 from .submission import folder_images
 
 # %% ../nbs/parts/cli_evidence.ipynb #ce-largest
 LARGEST_FILE = 500_000_000  # bytes
 
 # %% ../nbs/parts/cli_evidence.ipynb #ce-read
+def _check_picture(data: bytes, name: str):
+    "An `ImageError` for what is no picture. A damaged or a large one may say something yet."
+    try:
+        open_image(data, name, max_pixels=LARGEST_FILE)
+    except ImageError as e:
+        if e.code in ('empty', 'not_an_image'):
+            raise
+
+
 def read_evidence(file: Path) -> dict:  # file, headline, evidence (a list of dicts), error
     "What one file says, or, where it can't be read, an error in a sentence."
     name = printable(file)
@@ -32,7 +41,10 @@ def read_evidence(file: Path) -> dict:  # file, headline, evidence (a list of di
         with open_file(file, printable(file.name)) as f:
             if os.fstat(f.fileno()).st_size > LARGEST_FILE:
                 raise OSError(0, f'larger than {LARGEST_FILE / 1e6:g} MB, and not read')
-            found = evidence(f.read())
+            data = f.read()
+        found = evidence(data)
+        if not found:
+            _check_picture(data, printable(file.name))
     except (OSError, ImageError) as e:
         why = getattr(e, 'strerror', '') or str(e)
         return dict(file=name, headline='', evidence=[], error=why)

@@ -467,6 +467,10 @@ def check_export(weights, out: Path | None, labels_file: Path | None, root=None)
     from face_future.labels import Labels
     from face_future.model_config import find_weights
 
+    if out and out.suffix in ('.onnx', '.safetensors', '.pth') and not out.exists():
+        raise ValueError(
+            f'--out {out}: name a folder. The graph has the name of its weights there.'
+        )
     if labels_file:
         Labels.load(labels_file, root)
         source = find_weights(weights)

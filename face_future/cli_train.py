@@ -7,8 +7,9 @@ __all__ = ['Source', 'Manifests', 'ManifestRoot', 'Families', 'RealFolder', 'Fak
            'LabelsOut', 'TestFolder', 'Photographs', 'Findings', 'Strict', 'RunFolder', 'FiguresFrom', 'Folds', 'About',
            'WholeLight', 'RUN_FILES', 'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES',
            'NEEDS', 'Joined', 'JoinedFile', 'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels',
-           'labels', 'audit', 'toy', 'recipe_options', 'recipe_fields', 'check_start', 'fold_lines', 'train', 'figure',
-           'pair_line', 'say_figures', 'check_choices', 'pack', 'parse_shares', 'check_joined', 'ensemble']
+           'labels', 'audit', 'check_toy', 'toy', 'recipe_options', 'recipe_fields', 'check_start', 'fold_lines',
+           'train', 'figure', 'pair_line', 'say_figures', 'check_choices', 'pack', 'parse_shares', 'check_joined',
+           'ensemble']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import re
@@ -29,7 +30,7 @@ from face_future.cli_base import (
     console,
     is_watched,
 )
-from .files import short
+from .files import PICTURES, short
 from .recipe import Recipe, going_on, meanings
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-readfolders
@@ -333,6 +334,14 @@ def audit(
         raise typer.Exit(1)
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-toycmd
+def check_toy(dest: Path):
+    "A `ValueError` for the name of a file, or of a picture, where a folder is to be made."
+    if dest.is_file():
+        raise ValueError(f'{dest} is a file: name a folder to make, such as toy.')
+    if dest.suffix.lower() in PICTURES and not dest.is_dir():
+        raise ValueError(f'{dest} is the name of a picture: name a folder to make, such as toy.')
+
+
 @command
 def toy(
     dest: Annotated[Path, typer.Argument(help='Folder to make, for real/ and fake/.')],
@@ -346,6 +355,7 @@ def toy(
     """
     from face_future.toy import make_toy
 
+    check_toy(dest)
     made = make_toy(dest, n=n, size=size, seed=seed)
     following = f'face_future labels --real {dest}/real --fake {dest}/fake --fake-means generated'
     typer.echo(f'made {made}. Next: {following}')
@@ -492,6 +502,7 @@ def train(
     except KeyboardInterrupt:
         if any(next(out.glob(f), None) for f in ('checkpoint.pth', 'fold-*/checkpoint.pth')):
             typer.echo('Stopped. The same command goes on after the last whole epoch.', err=True)
+            raise typer.Exit(130) from None
         raise
     if is_first():
         kept = kept_epoch(pd.read_csv(out / 'log.csv').to_dict('records'))

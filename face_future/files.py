@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNPRINTABLE', 'PICTURES', 'NO_PICTURES', 'BRANDS', 'STARTS', 'ASIDE', 'LEFT_AFTER', 'FORMULA', 'natural_key',
            'printable', 'file_index', 'file_indices', 'short', 'read_bytes', 'is_number', 'are_numbers', 'read_text',
-           'read_json', 'begins_like_a_picture', 'Listing', 'list_pictures', 'atomic_write', 'cell', 'to_csv',
-           'write_set', 'check_writable', 'check_file_writable', 'check_apart', 'check_not_read', 'sha256',
+           'read_json', 'begins_like_a_picture', 'is_picture', 'Listing', 'list_pictures', 'atomic_write', 'cell',
+           'to_csv', 'write_set', 'check_writable', 'check_file_writable', 'check_apart', 'check_not_read', 'sha256',
            'file_sha256', 'names_after', 'file_key', 'cache_folder']
 
 # %% ../nbs/parts/files.ipynb #fil-imports
@@ -178,6 +178,14 @@ def begins_like_a_picture(head: bytes) -> bool:
         return head[8:12] == b'WEBP'
     return head.startswith(STARTS)
 
+
+def is_picture(file: str | Path) -> bool:
+    "Is it a file that begins like a picture?"
+    if not Path(file).is_file():
+        return False
+    with open(file, 'rb') as f:
+        return begins_like_a_picture(f.read(16))
+
 # %% ../nbs/parts/files.ipynb #fil-kind
 def _kind(entry: os.DirEntry) -> str:
     "Empty for a picture, or else the name under which the file is passed over."
@@ -278,7 +286,10 @@ def list_pictures(
         advice = 'Save the picture in a file, and name that.'
         raise ValueError(f'{printable(folder)} is a pipe or a device. {advice}')
     elif not folder.is_dir():
-        raise FileNotFoundError(f'{printable(folder)}: no such folder or file.')
+        is_pattern = set('*?') & set(folder.name)
+        advice = ' Give the folder instead of a pattern: all its pictures are taken.'
+        name = printable(folder)
+        raise FileNotFoundError(f'{name}: no such folder or file.{advice if is_pattern else ""}')
     else:
         _walk(folder, recursive, listing)
     return listing

@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from face_future.files import (
     atomic_write,
     file_sha256,
+    is_picture,
     list_pictures,
     natural_key,
     printable,
@@ -299,6 +300,9 @@ def to_json(rows) -> str:
 # %% ../nbs/parts/label_table.ipynb #tab-read-rows
 def read_rows(file: str | Path) -> list[dict]:
     "The rows of a JSON file. Raises `LabelError` if it is anything but a list of rows."
+    if is_picture(file):
+        name = short(Path(file).name)
+        raise LabelError(f'{name} is a picture. Give a label file: face_future labels makes it.')
     try:
         rows = read_json(file)
     except FileNotFoundError:

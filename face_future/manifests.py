@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .files import read_bytes, short
+from .files import begins_like_a_picture, read_bytes, short
 from .label_table import LabelError, Labels, called
 
 # %% ../nbs/parts/manifests.ipynb #man-unzipped
@@ -36,6 +36,9 @@ def _unzipped(data: bytes, name: str) -> bytes:
 def _decoded(file: Path) -> str:
     "The text of a CSV in UTF-8 or UTF-16, maybe gzipped. Raises `LabelError` for others."
     data = _unzipped(read_bytes(file), file.name)
+    if begins_like_a_picture(data[:16]):
+        advice = 'Give a CSV, or folders of pictures (--real, --fake)'
+        raise LabelError(f'{file.name} is a picture, and no table. {advice}.')
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode('utf-16' if is_utf16 else 'utf-8-sig')

@@ -58,6 +58,10 @@ def find_weights(
         if file.is_file():
             file.open('rb').close()  # safetensors calls a file that isn't for us a missing one
             return file
+    if Path(weights).is_dir():
+        best = next(Path(weights).glob('model_best.*'), None)
+        advice = f'Give the file in it: {best}' if best else 'Give a weights file'
+        raise WeightsError(f'{weights} is a folder. {advice}.')
     names = ', '.join(packaged_weights()) or 'none'
     raise WeightsError(f'{weights}: no such weights file, nor one of the packaged names ({names}).')
 

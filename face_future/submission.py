@@ -19,6 +19,7 @@ from face_future.files import (
     cell,
     file_indices,
     file_key,
+    is_picture,
     list_pictures,
     natural_key,
     printable,
@@ -212,6 +213,8 @@ MANY = 1000  # values that are put in order to show a few
 
 def _read_rows(file) -> list:
     "The rows of a submission. A `ValueError` says why it is none."
+    if is_picture(file):
+        raise ValueError(f'{short(Path(file).name)} is a picture. Give a submission, JSON, first.')
     rows = read_json(file)
     listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
     if not listed or not all({'index', 'prediction'} <= row.keys() for row in rows):
