@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install dev predict test check style book readme stamp export bench lab hooks release-check clean
+.PHONY: help install dev predict test check style book refresh readme stamp export bench lab hooks release-check clean
 
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 METADATA := settings.ini setup.py
@@ -79,6 +79,9 @@ style: $(VENV)/.installed-dev ## format and lint with ruff, as ruff.toml says; c
 
 book: $(VENV)/.installed-dev ## read every notebook in a real Jupyter kernel: no error, no warning; half an hour
 	@OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/python" tools/read_through.py nbs
+
+refresh: $(VENV)/.installed-dev ## save the outputs anew that other weights have made, or CELLS of a NOTEBOOK
+	@OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" "$(BIN)/python" tools/refresh.py $(or $(NOTEBOOK),nbs) $(CELLS)
 
 readme: $(VENV)/.installed-dev ## write the table of results in README.md from the packaged weights
 	@"$(BIN)/python" tools/readme.py

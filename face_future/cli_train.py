@@ -52,7 +52,7 @@ def _read_challenge(source, label_source, fake_means):
     if not (source / 'train').is_dir():
         raise ValueError(
             f'SOURCE {source} is a folder without train/real and train/fake, so not the '
-            'challenge: give --real and --fake, or a CSV.'
+            'challenge: give --real and --fake, a CSV, or a list (JSON).'
         )
     if label_source is None:
         raise ValueError(
@@ -62,13 +62,25 @@ def _read_challenge(source, label_source, fake_means):
     return read_challenge(source, label_source=label_source, fake_means=fake_means)
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-csvs
-def _read_manifests(files, root, fake_means):
-    "The `Labels` of each of some CSVs."
+def _read_table(file, root, fake_means):
+    "The `Labels` of a CSV, or of a list of predictions (JSON)."
+    from face_future.challenge import read_prediction_list
     from face_future.labels import read_manifest
 
+    read = read_prediction_list if file.suffix.lower() == '.json' else read_manifest
+    return read(file, root, fake_means=fake_means)
+
+
+def _read_tables(files, root, label_source, fake_means):
+    "The `Labels` of each of some CSVs and lists."
     if root and not files:
-        raise ValueError('--root is for the paths in a CSV: give SOURCE or --manifest.')
-    return [read_manifest(f, root, fake_means=fake_means) for f in files]
+        raise ValueError('--root is for the pictures of a CSV or list: give SOURCE or --manifest.')
+    if label_source == 'folder' and any(f.suffix.lower() == '.json' for f in files):
+        raise ValueError(
+            '--label-source folder is for the whole challenge: a list alone has no folders to '
+            'believe. Leave it away.'
+        )
+    return [_read_table(f, root, fake_means) for f in files]
 
 # %% ../nbs/parts/cli_train.ipynb #c10-labelscmd
 def read_source(
@@ -86,7 +98,7 @@ def read_source(
     if source and not source.exists():
         raise ValueError(f'SOURCE {source}: there is no such file or folder.')
     files = [source, *manifests] if source else manifests
-    tables = _read_manifests(files, root, fake_means)
+    tables = _read_tables(files, root, label_source, fake_means)
     if real or fake or not tables:
         tables.append(_read_folders(real, fake, fake_means, only_test or len(tables) > 0))
     return merge_labels(tables) if len(tables) > 1 else tables[0]
@@ -96,7 +108,9 @@ Source = Annotated[
     Optional[Path],
     typer.Argument(
         help="The challenge's folder, or a CSV manifest (path, label, source, family, split, "
-        'group). Pictures of one group, a person for instance, stay on one side.'
+        'group). Pictures of one group, a person for instance, stay on one side. Or one list of '
+        'the challenge alone, [{"index": 1, "prediction": "real"}, …], with --root for the folder '
+        'of its pictures (1.png, …).'
     ),
 ]
 
@@ -104,15 +118,18 @@ Source = Annotated[
 Manifests = Annotated[
     Optional[list[Path]],
     typer.Option(
-        help='A CSV manifest, maybe gzipped. Given several times, or beside SOURCE or --real '
-        'and --fake, all are merged.'
+        help='A CSV manifest, maybe gzipped, or a list (JSON). Given several times, or beside '
+        'SOURCE or --real and --fake, all are merged.'
     ),
 ]
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-manifestroot
 ManifestRoot = Annotated[
     Optional[Path],
-    typer.Option(help="Where the paths in the CSVs start, if not in each one's own folder."),
+    typer.Option(
+        help="Where the paths in the CSVs start, or a list's pictures lie, if not in each file's "
+        'own folder.'
+    ),
 ]
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-families
@@ -258,6 +275,8 @@ def labels(
     """Make train_labels.json of all sources, and hold some images out.
 
     Example: face_future labels data/challenge --label-source folder --fake-means photograph
+
+    Or, with one list alone: face_future labels list.json --root pictures --fake-means generated
     """
     from face_future.files import check_file_writable
     from face_future.labels import Labels, continue_split, with_families

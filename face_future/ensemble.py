@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'MEASURED', 'members', 'Rescale', 'ends_in_pooling', 'takes_close_ups', 'Bodies', 'Ensemble', 'build',
-           'join_weights', 'member_state']
+           'join_weights', 'member_state', 'begin_with']
 
 # %% ../nbs/parts/ensemble.ipynb #n02-imports
 from collections.abc import Mapping
@@ -319,3 +319,27 @@ def member_state(
         return state
     arch = (settings or {}).get('arch', '')
     return _own(state, fitting[0]) | _own_head(state, int(fitting[0]), net, arch)
+
+# %% ../nbs/parts/ensemble.ipynb #n02-begin
+def _advice(arch: str, held: str) -> str:  # what is asked for, what the weights' file says it is
+    "What to do where weights to begin with don't fit. Empty if the name isn't to blame."
+    if held == arch:
+        return ''
+    if not held:
+        return ' Give the architecture that they were trained with (--arch, arch=).'
+    names = list(dict.fromkeys(members(held)))
+    single = f', name one of its members (--arch {" or ".join(names)})' if len(names) > 1 else ''
+    return (
+        f' These weights are {held}, not {arch}: leave --arch (arch=) away to go on with '
+        f'them{single}, or leave --init away to begin with weights for {arch}.'
+    )
+
+
+def begin_with(net: nn.Module, arch: str, state: dict, settings: Mapping | None, name: str):
+    "Load `state` into `net`, or its member that fits. A `WeightsError` names what would fit."
+    state = member_state(state, net, settings)
+    try:
+        fit_state(net, state, name, head=False)
+    except WeightsError as e:
+        held = (settings or {}).get('arch')
+        raise WeightsError(f'{e}{_advice(arch, held if isinstance(held, str) else "")}') from None

@@ -20,9 +20,9 @@ from torch import nn
 
 from face_future.ensemble import (
     Ensemble,
+    begin_with,
     build,
     ends_in_pooling,
-    member_state,
     members,
     takes_close_ups,
 )
@@ -93,7 +93,7 @@ def create_model(
     _zero_head(model)
     if weights not in ('hub', 'random'):
         state, settings = read_state(find_weights(weights))
-        fit_state(model, member_state(state, model, settings), Path(weights).name, head=False)
+        begin_with(model, arch, state, settings, Path(weights).name)
         if fake_means and (settings or {}).get('fake_means', fake_means) != fake_means:
             _zero_head(model)
     return model

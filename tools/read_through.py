@@ -30,12 +30,12 @@ def stumbles(nb) -> list:
     ]
 
 
-def prepare(nb):
-    "Drop the saved outputs, and tag the cells that are left out."
+def prepare(nb, wanted=()):
+    "Drop the saved outputs, and tag the cells that are left out, but for those that are wanted."
     for cell in nb.cells:
         if cell.cell_type == 'code':
             cell.outputs = []
-            if SKIPPED.search(cell.source):
+            if SKIPPED.search(cell.source) and cell.id not in wanted:
                 cell.metadata['tags'] = ['left-out']
 
 
@@ -48,21 +48,26 @@ def changed_weights(nb, saved) -> list:
     ]
 
 
-def read_notebook(file, timeout=900) -> list:
-    "Run a notebook in a fresh kernel, in its own folder. Gives sentences on what it stumbles over."
-    nb = nbformat.read(file, 4)
-    saved = {c.id: stamps(c) for c in nb.cells}
-    prepare(nb)
+def run(nb, folder, timeout):
+    "Run the cells of a notebook that are not left out, in a fresh kernel that starts in `folder`."
     client = NotebookClient(
         nb,
         timeout=timeout,  # seconds a cell may take
         kernel_name='python3',
-        resources=dict(metadata=dict(path=str(Path(file).parent))),
+        resources=dict(metadata=dict(path=str(folder))),
         skip_cells_with_tag='left-out',
         extra_arguments=['--log-level=50'],  # the kernel's own log is not for readers
     )
+    client.execute()
+
+
+def read_notebook(file, timeout=900) -> list:
+    "Run a notebook in its own folder. Gives sentences on what it stumbles over."
+    nb = nbformat.read(file, 4)
+    saved = {c.id: stamps(c) for c in nb.cells}
+    prepare(nb)
     try:
-        client.execute()
+        run(nb, Path(file).parent, timeout)
     except CellExecutionError:
         return stumbles(nb)  # the error is among the outputs
     except (CellTimeoutError, DeadKernelError) as e:
