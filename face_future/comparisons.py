@@ -143,6 +143,30 @@ def _sentence(c, names) -> str:
         f'(alone right {mine} and {theirs} times, p = {c["p_accuracy"]:.2g}).'
     )
 
+# %% ../nbs/parts/comparisons.ipynb #e07-delongtest
+def _delong_test(y: np.ndarray, first: ArrayLike, second: ArrayLike) -> dict:
+    "Both AUROCs, their difference with its 95 % interval, and its p-value."
+    (p, q), cov = delong(y, [first, second])
+    variance = cov[0, 0] + cov[1, 1] - 2 * cov[0, 1]
+    se = np.sqrt(max(variance, 1e-18))
+    return dict(
+        auroc=(float(p), float(q)),
+        difference=float(p - q),
+        lo=float(p - q - 1.96 * se),
+        hi=float(p - q + 1.96 * se),
+        p_auroc=float(2 * norm.sf(abs(p - q) / se)),
+    )
+
+# %% ../nbs/parts/comparisons.ipynb #e07-mcnemar
+def _mcnemar_test(first: np.ndarray, second: np.ndarray) -> dict:  # N bool: is it right?
+    "Both accuracies, how many pictures only one of them has right, and the exact p-value."
+    only = int((first & ~second).sum()), int((second & ~first).sum())
+    return dict(
+        accuracy=(float(first.mean()), float(second.mean())),
+        only_right=only,
+        p_accuracy=float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0,
+    )
+
 # %% ../nbs/parts/comparisons.ipynb #e07-compare
 def compare(
     y: ArrayLike,
@@ -153,21 +177,7 @@ def compare(
 ) -> dict:
     "DeLong's and McNemar's tests of two detectors on the same N pictures, and a `sentence`."
     y = np.asarray(y, int)
-    (p, q), cov = delong(y, [first, second])
-    variance = cov[0, 0] + cov[1, 1] - 2 * cov[0, 1]
-    se = np.sqrt(max(variance, 1e-18))
-    p_right = (np.asarray(first) >= thresholds[0]) == y
-    q_right = (np.asarray(second) >= thresholds[1]) == y
-    only = int((p_right & ~q_right).sum()), int((q_right & ~p_right).sum())
-    out = dict(
-        n=len(y),
-        auroc=(float(p), float(q)),
-        difference=float(p - q),
-        lo=float(p - q - 1.96 * se),
-        hi=float(p - q + 1.96 * se),
-        p_auroc=float(2 * norm.sf(abs(p - q) / se)),
-        accuracy=(float(p_right.mean()), float(q_right.mean())),
-        only_right=only,
-        p_accuracy=float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0,
-    )
+    pairs = zip((first, second), thresholds)
+    right = [(np.asarray(score) >= threshold) == y for score, threshold in pairs]
+    out = dict(n=len(y), **_delong_test(y, first, second), **_mcnemar_test(*right))
     return out | dict(sentence=_sentence(out, names))

@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from .embedded import short
+from .embedded import one_line
 
 # %% ../nbs/parts/credentials.ipynb #cr-there
 LARGEST_STORE = 8_000_000  # bytes of all manifests of a file
@@ -91,7 +91,7 @@ CHANGES = {f'c2pa.{c}' for c in CHANGES.split()}
 # %% ../nbs/parts/credentials.ipynb #cr-sourcetype
 def source_type(text: str) -> str:
     "The last part of a digital source type, which may come as an address."
-    return short(str(text).rstrip('/').rpartition('/')[2], 60)
+    return one_line(str(text).rstrip('/').rpartition('/')[2], 60)
 
 # %% ../nbs/parts/credentials.ipynb #cr-types
 def says_of(types, actions=()) -> str:  # generated, edited, camera or neutral
@@ -132,7 +132,7 @@ def _names(steps, manifest):
     "The tools that a manifest names, without repetition."
     agents = [s.get('softwareAgent') for s in steps]
     agents += manifest.get('claim_generator_info') or [manifest.get('claim_generator')]
-    names = [short(str(a.get('name') if isinstance(a, dict) else a), 60) for a in agents if a]
+    names = [one_line(str(a.get('name') if isinstance(a, dict) else a), 60) for a in agents if a]
     return list(dict.fromkeys(n for n in names if n))
 
 # %% ../nbs/parts/credentials.ipynb #cr-manifest
@@ -144,12 +144,12 @@ def manifest_summary(manifest: dict) -> dict:
         parameters = step.get('parameters') or {}
         found.append(step.get('digitalSourceType') or parameters.get('digitalSourceType'))
     types = list(dict.fromkeys(source_type(t) for t in found if t))
-    actions = list(dict.fromkeys(short(str(step.get('action')), 60) for step in steps))
+    actions = list(dict.fromkeys(one_line(str(step.get('action')), 60) for step in steps))
     by = manifest.get('signature_info') or {}
     return dict(
         says=says_of(types, actions),
-        signer=short(str(by.get('issuer') or by.get('common_name') or 'unknown'), 80),
-        time=short(str(by.get('time') or ''), 40),
+        signer=one_line(str(by.get('issuer') or by.get('common_name') or 'unknown'), 80),
+        time=one_line(str(by.get('time') or ''), 40),
         tools=_names(steps, manifest),
         actions=actions,
         types=types,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['APP', 'LARGEST', 'PIECES', 'EXIF_TAGS', 'XMP_FIELDS', 'LARGEST_XMP', 'IPTC_FIELDS', 'Note', 'notes', 'exif_fields',
-           'xmp_fields', 'iptc_fields', 'text_of', 'short']
+           'xmp_fields', 'iptc_fields', 'text_of', 'one_line']
 
 # %% ../nbs/parts/embedded.ipynb #eb-imports
 import io
@@ -261,7 +261,7 @@ def text_of(value: bytes) -> str:
         return value.decode('latin-1')
 
 # %% ../nbs/parts/embedded.ipynb #eb-short
-def short(text: str, most: int = 300) -> str:  # characters
+def one_line(text: str, most: int = 300) -> str:  # characters
     "The beginning of a text in one line, without control characters."
     line = re.sub(f'{UNPRINTABLE}+', ' ', text[:2000])
     line = ' '.join(line.split())

@@ -25,7 +25,7 @@ from face_future.credentials import (
     source_type,
     store_size,
 )
-from .embedded import exif_fields, iptc_fields, notes, short, text_of, xmp_fields
+from .embedded import exif_fields, iptc_fields, notes, one_line, text_of, xmp_fields
 from .opening import ImageError, source_bytes
 
 # %% ../nbs/parts/evidence.ipynb #ev-findingclass
@@ -49,7 +49,7 @@ CAVEAT = (
 
 def _plain(says, code, where, who, value, text):
     "A finding that nobody signed."
-    return Finding(says, code, where, short(who, 100), short(value), 'no', short(text))
+    return Finding(says, code, where, one_line(who, 100), one_line(value), 'no', one_line(text))
 
 # %% ../nbs/parts/evidence.ipynb #ev-parameterforms
 PARAMETERS = [  # (key of a PNG text or '' for any text, pattern, tool)
@@ -114,9 +114,9 @@ def _software_finding(where, name):
 # %% ../nbs/parts/evidence.ipynb #ev-camera
 def _camera_finding(fields):
     "The camera that EXIF names."
-    make, model = (short(fields.get(k, ''), 60) for k in ('Make', 'Model'))
+    make, model = (one_line(fields.get(k, ''), 60) for k in ('Make', 'Model'))
     name = model if model.lower().startswith(make.lower()) else f'{make} {model}'
-    when = short(fields.get('DateTimeOriginal', ''), 30)
+    when = one_line(fields.get('DateTimeOriginal', ''), 30)
     said = f'Taken with a {name}' + (f' on {when}' if when else '') + ', it says.'
     return _plain('camera', 'camera', 'exif', name, when, said)
 
@@ -148,9 +148,9 @@ def _field_findings(where, pairs):
         if name.startswith('DigitalSource'):
             yield _source_finding(where, source_type(text))
         elif name in ('CreatorTool', 'softwareAgent', 'Software'):
-            yield _software_finding(where, short(text, 100))
+            yield _software_finding(where, one_line(text, 100))
         elif name == 'AISystemUsed':
-            said = f'Made with the AI system {short(text, 100)}, it says.'
+            said = f'Made with the AI system {one_line(text, 100)}, it says.'
             yield _plain('generated', 'software', where, text, text, said)
         elif name == 'provenance':
             said = 'It points at a manifest elsewhere, which is not fetched.'
@@ -221,7 +221,7 @@ def _manifest_finding(manifest, step):
     code = 'manifest' if step == 0 else 'manifest_earlier'
     who = manifest['signer'] + (f' ({tools})' if tools else '')
     return Finding(
-        manifest['says'], code, 'c2pa', short(who), short(value), manifest['signed'], text
+        manifest['says'], code, 'c2pa', one_line(who), one_line(value), manifest['signed'], text
     )
 
 # %% ../nbs/parts/evidence.ipynb #ev-uncheckedone
@@ -242,16 +242,17 @@ def _unreadable(where, why):
     )
 
 # %% ../nbs/parts/evidence.ipynb #ev-unchecked
-def _manifest_findings(data):
+def _manifest_findings(data):  # yields `Finding`s
     "What the manifests of a file say."
     if not (size := store_size(data)):
-        return []
+        return
     if size > LARGEST_STORE:
-        return [_unreadable('c2pa', 'larger than is read here')]
-    if HAVE_C2PA:
-        return [_manifest_finding(s, k) for k, s in enumerate(history(read_store(data)))]
-    at = data.find(b'jumdc2pa')
-    return [_unchecked_finding(data[at : at + size])]
+        yield _unreadable('c2pa', 'larger than is read here')
+    elif HAVE_C2PA:
+        yield from [_manifest_finding(s, k) for k, s in enumerate(history(read_store(data)))]
+    else:
+        at = data.find(b'jumdc2pa')
+        yield _unchecked_finding(data[at : at + size])
 
 # %% ../nbs/parts/evidence.ipynb #ev-note
 def _note_findings(note, data, rgb):
@@ -268,11 +269,11 @@ def _note_findings(note, data, rgb):
     else:
         text = text_of(note.value)
         if note.key in ('Software', 'Source', 'Generator') and text:
-            yield _software_finding(note.where, short(text, 100))
+            yield _software_finding(note.where, one_line(text, 100))
         elif found := _text_finding(note.where, note.key, text):
             yield found
         elif text.strip() and not re.match(r'(exif|date|icc|tiff|xmp):|Raw profile', note.key):
-            said = f'A text{f" ({short(note.key, 40)})" if note.key else ""}: {text}'
+            said = f'A text{f" ({one_line(note.key, 40)})" if note.key else ""}: {text}'
             yield _plain('neutral', 'text', note.where, note.key, text, said)
 
 # %% ../nbs/parts/evidence.ipynb #ev-blocks
@@ -289,10 +290,6 @@ _SEAL_ORDER = ('trusted', 'valid', 'unchecked', 'no', 'broken')
 _WORD_ORDER = ('generated', 'edited', 'camera', 'neutral')
 
 
-def _manifests(data):
-    yield from _manifest_findings(data)
-
-
 def _weight(f):
     return _SEAL_ORDER.index(f.signed), _WORD_ORDER.index(f.says)
 
@@ -302,7 +299,7 @@ def evidence(
     rgb=None,  # its pixels where they are known (H × W × 3, uint8), for the thumbnail
 ) -> list:  # of `Finding`s, the weightiest first, at most `MOST`
     "What a file says of itself. Never raises, and asks nobody."
-    found = [*_tolerant('c2pa', _manifests(data))]
+    found = [*_tolerant('c2pa', _manifest_findings(data))]
     for note in notes(data):
         found += _tolerant(note.where, _note_findings(note, data, rgb))
     once = {(f.code, f.who, f.value, f.signed): f for f in reversed(found)}

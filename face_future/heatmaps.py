@@ -141,9 +141,9 @@ def grid(
     for line, ((t, v), rows) in zip(axs, kinds.items()):
         title = f'{"right" if t == v else "wrong"}: {t}, called {v}'
         line[0].set_title(title, fontsize=8, loc='left')
-        for j, i in enumerate(rows):
-            line[2 * j].imshow(crops[i])
-            line[2 * j + 1].imshow(overlay(crops[i], cams[i], zero, full))
+        for i, left, right in zip(rows, line[::2], line[1::2]):
+            left.imshow(crops[i])
+            right.imshow(overlay(crops[i], cams[i], zero, full))
     save_figure(fig, file)
 
 # %% ../nbs/parts/heatmaps.ipynb #h05-means

@@ -108,6 +108,17 @@ def _png_note(kind, body):
     name = {b'eXIf': 'exif', b'gAMA': 'gamma', b'sRGB': 'srgb', b'cICP': 'cicp'}.get(kind)
     return {name: body} if name else {}
 
+# %% ../nbs/parts/reading.ipynb #r01-png-colour
+def _colour_notes(notes: dict) -> dict:
+    "The notes of a PNG, with the profile or the power that its gamma or code points stand for."
+    notes = dict(notes)
+    gamma = int.from_bytes(notes.pop('gamma', b'')[:4], 'big') / 100_000
+    power = None if {'icc', 'srgb', 'cicp'} & notes.keys() else gamma_power(gamma)
+    primaries, curve, *rest = notes.get('cicp', b'').ljust(4, b'\0')
+    if rest == [0, 1] and (profile := code_points_profile(primaries, curve)):
+        notes['icc'] = profile
+    return notes | (dict(power=power) if power else {})
+
 # %% ../nbs/parts/reading.ipynb #r01-png-parts
 def _png_transparency(colours, body, palette):  # kind of colours, tRNS's bytes, size of PLTE
     "A PNG's tRNS chunk without what is too much, or nothing where it is too short to mean any."
@@ -138,13 +149,8 @@ def _png_parts(data, moving=False):
         else:
             notes |= _png_note(kind, data[at + 8 : end - 4])
         at = end
-    gamma = int.from_bytes(notes.pop('gamma', b'')[:4], 'big') / 100_000
-    power = None if {'icc', 'srgb', 'cicp'} & notes.keys() else gamma_power(gamma)
-    primaries, curve, *rest = notes.get('cicp', b'').ljust(4, b'\0')
-    if rest == [0, 1] and (profile := code_points_profile(primaries, curve)):
-        notes['icc'] = profile
     keep.append(data[at:])
-    return b''.join(keep), notes | (dict(power=power) if power else {})
+    return b''.join(keep), _colour_notes(notes)
 
 # %% ../nbs/parts/reading.ipynb #r31-rows
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))

@@ -83,10 +83,10 @@ class Recipe:
 FIELD = re.compile(r'((?: +#[^\n]*\n)*) +(\w+): [^=\n]+ = (?:[^#\n]+)(?:# ([^\n]*))?\n')
 
 # %% ../nbs/parts/recipe.ipynb #rcp-help
-def meanings(recipe: type = Recipe) -> dict:  # name of a field -> a sentence
-    "What each field of a dataclass means, by the comments in its source."
+def meanings() -> dict:  # name of a field -> a sentence
+    "What each field of a `Recipe` means, by the comments in its source."
     found = {}
-    for above, name, behind in FIELD.findall(inspect.getsource(recipe) + '\n'):
+    for above, name, behind in FIELD.findall(inspect.getsource(Recipe) + '\n'):
         words = behind or ' '.join(line.strip(' #') for line in above.splitlines())
         found[name] = f'{words[:1].upper()}{words[1:].rstrip(".")}.'
     return found

@@ -53,6 +53,14 @@ def _batches(files: list, bs: int, workers: int) -> list:
     bs = max(1, min(bs, -(-len(files) // workers)))
     return [files[i : i + bs] for i in range(0, len(files), bs)]
 
+# %% ../nbs/parts/streams.ipynb #p04-keepbegun
+def _keep_begun(pool, waiting, keep):  # waiting: futures of (rows, errors)
+    "Drop what is not begun. `keep` gets the rows of the rest, each as soon as it is ready."
+    pool.shutdown(wait=False, cancel_futures=True)
+    for w in as_completed([w for w in waiting if not w.cancelled()]):
+        if w.exception() is None:
+            keep(w.result()[0])
+
 # %% ../nbs/parts/streams.ipynb #p04-inorder
 def _in_order(
     pool,  # a `ThreadPoolExecutor`
@@ -77,10 +85,7 @@ def _in_order(
         while waiting:
             yield first()
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for w in as_completed([w for w in waiting if not w.cancelled()]):
-            if w.exception() is None:
-                keep(w.result()[0])
+        _keep_begun(pool, waiting, keep)
         raise
 
 # %% ../nbs/parts/streams.ipynb #st-results
