@@ -17,7 +17,7 @@ from .metrics import METRICS, auroc, auroc_error, ece_gaps, metrics
 
 # %% ../nbs/parts/intervals.ipynb #e07-units
 def units(n: int, group: ArrayLike | None = None) -> np.ndarray:  # N ints
-    "What is drawn or left out together: groups, and images that name none alone."
+    "What is resampled or left out together: a group, or one image without a group."
     if group is None:
         return np.arange(n)
     name = np.asarray(group).astype(str)

@@ -97,7 +97,7 @@ def _ends(state):
 
 # %% ../nbs/parts/latent.ipynb #e01e-loadhalf
 def _open_half(file) -> dict:  # name -> tensor, or a TorchScript
-    "What a file holds, or a `ValueError` if it is damaged or of another type."
+    "The contents of a file, or a `ValueError` if it is damaged or of another type."
     try:
         if file.suffix != '.safetensors':
             return torch.jit.load(file, map_location='cpu')

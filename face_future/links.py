@@ -46,7 +46,7 @@ PORTS = {'http': (None, 80), 'https': (None, 443)}
 
 
 def _bad_link(why: str) -> Problem:
-    "The refusal of an address that is none, or none that is asked."
+    "The refusal of an address that is invalid or not allowed."
     return Problem(422, 'bad_link', f'{why}. An address looks like https://news.example/face.jpg')
 
 # %% ../nbs/parts/links.ipynb #li-parts
@@ -59,7 +59,7 @@ def _host_and_port(parts) -> tuple:  # the host in ASCII, and the number or None
 
 # %% ../nbs/parts/links.ipynb #li-url
 def checked_url(url: str) -> str:  # in ASCII
-    "An address that may be asked. Raises `Problem` for any other."
+    "An address that may be fetched. Raises `Problem` for any other."
     url = url.strip()
     if len(url) > 2000 or any(c.isspace() or not c.isprintable() for c in url):
         raise _bad_link('That is no address, or a very long one')
@@ -83,7 +83,7 @@ def _unreachable() -> Problem:
 
 # %% ../nbs/parts/links.ipynb #li-resolvename
 async def resolve(host: str, port: int) -> list:  # of addresses
-    "What a name stands for, as the machine's own resolver says. Raises `Problem` if nothing."
+    "The addresses of a name, from the machine's own resolver. Raises `Problem` if none."
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)

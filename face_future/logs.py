@@ -18,7 +18,7 @@ _scope = ContextVar('scope', default=None)
 
 
 def request_fields(record: logging.LogRecord) -> bool:
-    "A filter of `logging` that lets everything through, with the id of the request at hand."
+    "A filter of `logging` that lets everything through, with the id of the current request."
     scope = _scope.get()
     if scope and not hasattr(record, 'request_id'):
         record.request_id = scope.get('state', {}).get('request_id', '')

@@ -158,7 +158,7 @@ def read_manifest(
     *,
     fake_means: str,  # 'generated' or 'photograph'
 ) -> Labels:
-    "Labels from a CSV. Raises `LabelError` for missing columns, unknown words or an empty root."
+    "Labels from a CSV. Raises `LabelError` for missing columns, unknown labels or an empty root."
     csv = Path(csv)
     root = csv.parent if root is None else Path(root)
     df = _read_known(csv, root)

@@ -54,7 +54,7 @@ def is_no_memory(error: Exception) -> bool:
 
 # %% ../nbs/parts/opening.ipynb #op-name
 def source_name(src) -> str:
-    "What a sentence calls the source of an image: a file by its name, without its folder."
+    "The name of an image's source in a message: a file's name, without its folder."
     return printable(Path(src).name) if isinstance(src, (str, os.PathLike)) else 'this upload'
 
 # %% ../nbs/parts/opening.ipynb #op-openfile

@@ -58,7 +58,7 @@ def held_out_settings(
 
 # %% ../nbs/parts/pack.ipynb #k07e-settings
 def _read_card(file) -> dict:
-    "The words of a card. Raises a `ValueError` if the JSON file holds anything else."
+    "The texts of a card. Raises a `ValueError` if the JSON file holds anything else."
     words = read_json(file)
     if not isinstance(words, dict):
         raise ValueError(f'{Path(file).name} must hold an object, not {short(words)}.')
@@ -66,7 +66,7 @@ def _read_card(file) -> dict:
 
 # %% ../nbs/parts/pack.ipynb #k07e-settings2
 def _settings(predictor, views, about, card) -> dict:
-    "What the run's file says, and what is said anew."
+    "The settings of the run's file, with those that `pack` sets."
     s = {k: v for k, v in predictor.settings.items() if k not in ('name', 'sha256')}
     s |= dict(views=views, preprocess=asdict(predictor.preprocess))
     if about:

@@ -83,7 +83,7 @@ def timed_logits(backend, x) -> tuple:  # N logits, processor time a crop in ms
 def case_logits(
     graph: str | Path, x, sign: float
 ) -> dict:  # name -> logits in the world's sense, ms
-    "What each of `CASES` that can run here gives."
+    "The logits and the time of each of `CASES` that can run on this machine."
     out = {}
     for name, open_graph in CASES.items():
         try:

@@ -219,7 +219,7 @@ def _picture_verdict(scores, crop):
 
 # %% ../nbs/parts/prediction.ipynb #p04a-class
 class Prediction(CropVerdicts):
-    "What a `Predictor` gives for some pictures: scores and verdicts of each crop and each picture."
+    "What a `Predictor` returns for some pictures: scores and verdicts of crops and pictures."
 
     @property
     def deciding(self) -> np.ndarray:  # one index of a crop for each picture

@@ -14,7 +14,7 @@ from .tta_inference import DOUBTS, Predictor, predict_files
 
 # %% ../nbs/parts/scores.ipynb #p07s-said
 def _outcomes(predictor, files: list, progress: bool) -> list:  # of dicts
-    "What the predictor says of each file, in their order."
+    "The predictor's result for each file, in their order."
     got, _ = predict_files(predictor, files, progress=progress)
     by_path = {row['path']: row for row in got}
     return [by_path.get(str(f), dict(unsure_reason='unreadable')) for f in files]

@@ -87,7 +87,7 @@ def seconds_buckets(timeout: float) -> list:
 
 # %% ../nbs/parts/service.ipynb #e06-metrics
 class Metrics(Registry):
-    "What Prometheus asks for. Nothing in it tells one picture or one client from another."
+    "The counters for Prometheus. Nothing in them tells one picture or one client from another."
 
     def __init__(self, timeout: float = 30):  # of the service, seconds
         super().__init__()
@@ -273,7 +273,7 @@ async def one_of(
     request_id: str,
     seconds: float = None,  # that it may take
 ) -> dict:
-    "What becomes of one file of several: its answer or its error."
+    "The outcome of one file of several: its answer or its error."
     try:
         return dict(name=name, result=await asyncio.wait_for(work, seconds), error=None)
     except asyncio.TimeoutError:

@@ -326,7 +326,7 @@ def check_note(store: Store, note: dict) -> None:
 
 # %% ../nbs/parts/shards.ipynb #sh1-summary
 def counts(plan: Plan) -> dict:  # pictures, faces, unsure, errors
-    "What the finished shards hold."
+    "How many pictures, faces, `unsure` verdicts and errors the finished shards hold."
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 

@@ -116,7 +116,7 @@ def number_auc(v: pd.Series, y) -> dict:
 
 # %% ../nbs/parts/shortcuts.ipynb #sho-wordauc
 def word_auc(v: pd.Series, y) -> dict:
-    "`auc_interval` of the share of fakes with the same word. Words of less than 1 % count as one."
+    "`auc_interval` of the share of fakes with the same value. Values below 1 % count as one."
     v = v.where(v.map(v.value_counts()) >= max(3, len(y) / 100), 'rare')
     return auc_interval(y, pd.Series(y, v.index).groupby(v).transform('mean'))
 

@@ -40,7 +40,7 @@ def distillation_loss(
 
 # %% ../nbs/parts/teachers.ipynb #tch-teacher
 class Teacher:
-    "A trained network that is asked for its logits, and learns nothing itself."
+    "A trained network that predicts logits and is not trained any further."
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ def read_opinions(
     file: str | Path,  # CSV with columns path and score, a probability of being fake
     rows,  # of the training images: path, …
 ) -> torch.Tensor:  # N logits, nan where the file has no score
-    "What a file says of each training image. Raises a `ValueError` if it can't be read."
+    "The score of each training image in a file. Raises a `ValueError` if it can't be read."
     try:
         p = read_scores(file, rows).score.clip(0.001, 0.999)
     except ValueError as e:

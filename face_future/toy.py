@@ -99,7 +99,7 @@ def toy_scores(
 # %% ../nbs/parts/toy.ipynb #toy-heard
 @contextmanager
 def heard():
-    "Keep stderr out of sight, C libraries' too, and yield a function that returns what was said."
+    "Capture stderr, C libraries' too, and yield a function that returns the captured text."
     with tempfile.TemporaryFile('w+', errors='replace') as f, redirect_stderr(f):
         before = os.dup(2)
         os.dup2(f.fileno(), 2)
