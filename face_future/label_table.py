@@ -34,7 +34,7 @@ from face_future.files import (
 from .renamed import LABELS, notice, renamed
 
 # %% ../nbs/parts/label_table.ipynb #lab-words
-CLASSES = 'real', 'fake'  # the two words a label may be
+CLASSES = 'real', 'fake'  # the two values of a label
 CONVENTIONS = 'generated', 'photograph'  # what `fake` may mean
 LABEL_SOURCES = 'folder', 'json', 'manifest'  # where they are from
 

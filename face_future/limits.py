@@ -161,7 +161,7 @@ def _address_space(memory: int) -> int:  # bytes
 
 # %% ../nbs/parts/limits.ipynb #l06-memory
 @contextmanager
-def memory_limit(memory: int):  # bytes beyond what is in use now
+def memory_limit(memory: int):  # bytes beyond those in use now
     "Give the block no more memory than that: where it asks for more, a `MemoryError` is raised."
     import resource
 

@@ -91,7 +91,7 @@ def _table(text: str, name: str) -> pd.DataFrame:
 # %% ../nbs/parts/manifests.ipynb #man-readcsv
 def read_csv(
     file: str | Path,
-    wanted: str = '',  # the columns that it should have, in words, for the message if it is no CSV
+    wanted: str = '',  # the columns that it should have, as text, for the message if it is no CSV
 ) -> pd.DataFrame:
     "A CSV as text, separated by commas, semicolons or tabs, with column names in lower case."
     file = Path(file)

@@ -195,7 +195,7 @@ class ModelConfig(_Outputs):
     arch: str  # a timm name
     preprocess: Preprocess  # from RGB bytes to the network's input
     classes: list  # `['real', 'fake']` in the order of the outputs
-    fake_means: str  # in the training data: `generated`, or `photograph` (inverted words)
+    fake_means: str  # in the training data: `generated`, or `photograph` (inverted labels)
     temperature: float = 1.0  # the logit is divided by it
     threshold: float = 0.5  # `p_fake` at or above it is called fake
     lower_threshold: float | None = None  # `p_fake` below it is called real (None: `threshold`)

@@ -83,12 +83,12 @@ def pack(
     labels: Labels = None,  # or its file: measure and calibrate on its held-out images
     size: int = None,  # input side in pixels, if not the one trained at
     about: str = None,  # a line for people, if not the run's own
-    card=None,  # JSON file: data, licence, limits, in words
+    card=None,  # JSON file: data, licence, limits, as texts
     **choices,  # of `held_out_settings`
 ):  # -> the settings written, and the largest change of a logit
     "Write weights in half precision, to be shipped, measured with the views they recommend."
     if card:
-        _read_card(card)  # a mistake in it is said first
+        _read_card(card)  # a mistake in it is reported first
     p = Predictor(weights, views=views, device='cpu', backend='torch')
     if size is not None:
         p.preprocess = replace(p.preprocess, size=size)

@@ -16,8 +16,8 @@ from .files import atomic_write
 # %% ../nbs/parts/plots.ipynb #p07-colours
 PALETTE = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000'
 COLOURS = dict(real=PALETTE[0], fake=PALETTE[5])  # of the two classes, in every picture
-GREY = '#999999'  # what is neither, and values beyond the palette
-FRAME = PALETTE[1]  # round what was found in a picture, a face for one
+GREY = '#999999'  # for neither of these, and for values beyond the palette
+FRAME = PALETTE[1]  # around a detection in a picture, such as a face
 
 # %% ../nbs/parts/plots.ipynb #p07-values
 def colours(values) -> dict:  # value -> colour

@@ -110,7 +110,7 @@ class Crops(list):
 def detect_crops(
     rgb: np.ndarray,  # H × W × 3, uint8
     preprocess: Preprocess,
-    finder: FaceFinder,  # not asked unless `preprocess.crop` is `face`
+    finder: FaceFinder,  # not called unless `preprocess.crop` is `face`
     most: int = 100,  # crops at most, the largest faces first
 ) -> Crops:
     "The crops of a picture: every face, or the centre where there is none or none is wanted."
@@ -141,7 +141,7 @@ class Scores:
     view_logits: np.ndarray  # N × V, float32: the logit of each view
     threshold: float  # a crop is fake where p_fake is at least this
     lower_threshold: float  # a crop is real where p_fake is below this
-    disagree: np.ndarray  # N, bool: one view says fake and another real
+    disagree: np.ndarray  # N, bool: one view calls it fake and another real
     inverted: bool  # the data set's `fake` is the world's `real`
     image: np.ndarray  # N, int: the picture that each crop is from
     box: np.ndarray  # N × 4, float32: left, top, width, height, or nan for a whole picture
@@ -180,7 +180,7 @@ class CropVerdicts(Scores):
         return np.where(self.unsure_reason != '', 'unsure', called)
 
     @property
-    def label(self) -> np.ndarray:  # N, str: real or fake, in the data set's words
+    def label(self) -> np.ndarray:  # N, str: real or fake, the data set's own label
         return np.where((self.p_fake >= self.threshold) ^ self.inverted, 'fake', 'real')
 
     @property

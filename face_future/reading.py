@@ -211,7 +211,7 @@ def _webp_parts(data):
     for kind, start, size, end in _webp_chunks(data):
         if kind in names:
             notes[names[kind]] = data[start + 8 : start + 8 + size]
-        elif kind == b'VP8X':  # its flags must not promise what is taken out
+        elif kind == b'VP8X':  # its flags must not announce chunks that are taken out
             flags = bytes(b & 0b11010010 for b in data[start + 8 : start + 9])
             keep.append(data[start : start + 8] + flags + data[start + 9 : end])
         else:
@@ -303,7 +303,7 @@ def _exif_orientation(im, notes):
     return tags.get(0x0112)
 
 # %% ../nbs/parts/reading.ipynb #r01-turn
-def _noted_turn(im, notes) -> tuple:  # 1 to 8, and what says so: `exif`, `xmp`, or empty
+def _noted_turn(im, notes) -> tuple:  # 1 to 8, and where it was found: `exif`, `xmp`, or empty
     "EXIF comes first, where it gives an orientation that can be read, and then XMP."
     try:
         number = _exif_orientation(im, notes)

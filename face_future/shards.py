@@ -262,7 +262,7 @@ def extend_plan(
     plan: Plan,
     rows,  # of (id, address)
     size: int = 256,  # pictures a shard
-) -> int:  # how many pictures were planned anew
+) -> int:  # how many pictures were added to the plan
     "Plan the pictures whose id isn't planned yet."
     import pyarrow as pa
     import pyarrow.parquet as pq

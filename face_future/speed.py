@@ -52,7 +52,7 @@ def take_turns(
     cases: list[dict],  # made by `case`
     rounds: int = 5,
     seconds: float = 1.0,  # for each case, each round, and for at least one call
-    say=None,  # is told what each case is, as it begins
+    say=None,  # called with a text on each case as it begins
 ) -> pd.DataFrame:  # a row a case: its facts, per_s (median of the rounds) …, p95_ms, calls
     "Time all cases in turns."
     for c in cases:
