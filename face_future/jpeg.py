@@ -13,7 +13,7 @@ import numpy as np
 try:
     import simplejpeg
 except ImportError:
-    simplejpeg = None  # then Pillow decodes, as it does what is no plain JPEG
+    simplejpeg = None  # then Pillow decodes, as it does all but plain JPEGs
 
 # %% ../nbs/parts/jpeg.ipynb #j26-memory
 SIZES = 1_000_000, 48_000_000  # bytes of a block that may wait
@@ -58,7 +58,7 @@ def decode_jpeg(data: bytes) -> np.ndarray:  # H × W × 3, uint8, or None to le
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours == 'YCbCr':
             return simplejpeg.decode_jpeg(data, buffer=memory_for(height * width * 3))
-    except Exception:  # not installed, damaged, too large: Pillow says it better
+    except Exception:  # not installed, damaged, too large: Pillow reports it better
         pass
     return None
 
@@ -71,7 +71,7 @@ def plain_jpeg(im, data: bytes) -> np.ndarray | None:  # H × W × 3, uint8, as 
     return rgb if rgb is not None and rgb.shape[1::-1] == im.size else None
 
 # %% ../nbs/parts/jpeg.ipynb #j27-scans
-_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # in a scan, what is no data and no restart
+_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # in a scan: neither data nor a restart
 
 
 def _all_scans(data):
@@ -102,7 +102,7 @@ def ended(data: bytes) -> bytes:
         # An error where something is missing.
         simplejpeg.decode_jpeg(whole, _COLOURS.get(stored, 'RGB'))
         return whole if _all_scans(whole) else data
-    except Exception:  # not installed, or cut off: Pillow will say so
+    except Exception:  # not installed, or cut off: Pillow will report it
         return data
 
 # %% ../nbs/parts/jpeg.ipynb #j28-early

@@ -34,7 +34,7 @@ from face_future.files import (
 from .renamed import LABELS, notice, renamed
 
 # %% ../nbs/parts/label_table.ipynb #lab-words
-CLASSES = 'real', 'fake'  # the two words a label may be
+CLASSES = 'real', 'fake'  # the two values of a label
 CONVENTIONS = 'generated', 'photograph'  # what `fake` may mean
 LABEL_SOURCES = 'folder', 'json', 'manifest'  # where they are from
 
@@ -78,7 +78,7 @@ COLUMNS = 'path', 'label', 'source', 'group', 'split'
 
 
 def _check_row(path: str, word: str, split: str):
-    "A `LabelError` for a path that leads nowhere or out of the root, or a word that isn't ours."
+    "A `LabelError` for a path that leads nowhere or out of the root, or an unknown label."
     odd = re.search('[\0\ud800-\udc7f\udd00-\udfff]', path)  # \udc80 and on stand for a byte
     if not path.strip() or odd or len(path) > 4096:
         raise LabelError(f'a row has no path, or one that no file can have: {short(repr(path))}')
@@ -393,7 +393,7 @@ def _todays_rows(rows: list[dict], name: str) -> list[dict]:
 
 # %% ../nbs/parts/label_table.ipynb #tab-there
 def called(folder: Path) -> str:
-    "What a sentence calls a folder: a lone dot would be lost in it."
+    "A folder's name for a message, where a single dot would be overlooked."
     return 'the current folder' if folder == Path() else str(folder)
 
 

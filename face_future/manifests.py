@@ -91,7 +91,7 @@ def _table(text: str, name: str) -> pd.DataFrame:
 # %% ../nbs/parts/manifests.ipynb #man-readcsv
 def read_csv(
     file: str | Path,
-    wanted: str = '',  # the columns that it should have, in words, for the message if it is no CSV
+    wanted: str = '',  # the columns that it should have, as text, for the message if it is no CSV
 ) -> pd.DataFrame:
     "A CSV as text, separated by commas, semicolons or tabs, with column names in lower case."
     file = Path(file)
@@ -158,7 +158,7 @@ def read_manifest(
     *,
     fake_means: str,  # 'generated' or 'photograph'
 ) -> Labels:
-    "Labels from a CSV. Raises `LabelError` for missing columns, unknown words or an empty root."
+    "Labels from a CSV. Raises `LabelError` for missing columns, unknown labels or an empty root."
     csv = Path(csv)
     root = csv.parent if root is None else Path(root)
     df = _read_known(csv, root)

@@ -18,7 +18,7 @@ SCANNED = 1_000_000_000  # most pixels of a JPEG, all its scans together
 PIECES = 20_000  # most segments, chunks, blocks or strips of a file
 SEGMENT = 20  # what a JPEG's segment counts: there are some dozens, at most some hundreds
 LARGE = 4096  # bytes of a file that allow one piece more
-_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # in a scan, what is no data and no restart
+_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # in a scan: neither data nor a restart
 
 # %% ../nbs/parts/pieces.ipynb #g06-piecesdef
 def jpeg_pieces(
@@ -92,7 +92,7 @@ def webp_pieces(data: bytes) -> int:  # chunks
 _STRIPS = (0x111, 0x144)  # tags: where the strips, or the tiles, begin
 
 # %% ../nbs/parts/pieces.ipynb #p15-tiffpieces
-def tiff_pieces(data: bytes) -> int:  # 0 where it can't be told
+def tiff_pieces(data: bytes) -> int:  # 0 if it is unknown
     "How many strips, tiles or entries the first directory of a TIFF has."
     end = '<' if data[:2] == b'II' else '>'
     large = data[2:4] in (b'+\0', b'\0+')  # BigTIFF
@@ -125,7 +125,7 @@ def _pieces(data):
 # %% ../nbs/parts/pieces.ipynb #p15-problem
 def pieces_problem(
     data: bytes,
-    max_pixels: float = float('inf'),  # what is larger is refused for that, by the caller
+    max_pixels: float = float('inf'),  # the caller refuses larger pictures itself
 ) -> str:  # `too_many_scans`, `too_many_pieces`, or empty
     "Why a file is not to be decoded: it is built to take long."
     room = max(PIECES, len(data) // LARGE)

@@ -61,7 +61,7 @@ def _recipe(recipe):
 
 # %% ../nbs/parts/provenance.ipynb #p03-provenance
 def provenance(labels, rows, recipe, preprocess) -> dict:
-    "What the weights file says of where it comes from."
+    "The record of its origin that a weights file carries."
     return dict(
         arch=recipe.arch,
         preprocess=asdict(preprocess),

@@ -17,7 +17,7 @@ from .files import atomic_write
 
 # %% ../nbs/parts/selftest.ipynb #e06-checksums
 def checksums(predictor) -> dict:  # `sha256` of the weights file, `graph_sha256` where a graph runs
-    "What is served, by its bytes."
+    "The checksums of the files that the service predicts with."
     file = getattr(predictor, 'file', None)
     sums = dict(sha256=predictor.settings['sha256'])
     graph = file and Path(file).with_suffix('.onnx')
@@ -27,7 +27,7 @@ def checksums(predictor) -> dict:  # `sha256` of the weights file, `graph_sha256
 
 # %% ../nbs/parts/selftest.ipynb #e06-probe
 def probe(predictor) -> list:  # the logit of a fixed picture, twice, each an array of one
-    "What the network says of a picture that is always the same: smooth colours, and noise."
+    "The network's logits for a fixed picture, twice: smooth colours, and noise."
     size = predictor.preprocess.size
     rgb = np.random.default_rng(0).integers(0, 256, (2 * size, 2 * size, 3), np.uint8)
     rgb[:size] = np.linspace(40, 215, 2 * size).astype(np.uint8)[None, :, None]

@@ -262,7 +262,7 @@ def extend_plan(
     plan: Plan,
     rows,  # of (id, address)
     size: int = 256,  # pictures a shard
-) -> int:  # how many pictures were planned anew
+) -> int:  # how many pictures were added to the plan
     "Plan the pictures whose id isn't planned yet."
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -326,7 +326,7 @@ def check_note(store: Store, note: dict) -> None:
 
 # %% ../nbs/parts/shards.ipynb #sh1-summary
 def counts(plan: Plan) -> dict:  # pictures, faces, unsure, errors
-    "What the finished shards hold."
+    "How many pictures, faces, `unsure` verdicts and errors the finished shards hold."
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 

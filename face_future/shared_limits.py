@@ -30,7 +30,7 @@ def _check_installed():
 
 # %% ../nbs/parts/shared_limits.ipynb #sl1-class
 PATIENCE = 0.5  # seconds that Redis may take
-REST = 5.0  # seconds for which it isn't asked after a failure
+REST = 5.0  # seconds for which it isn't used after a failure
 
 # %% ../nbs/parts/shared_limits.ipynb #sl1-item
 def _item(per_minute: float):

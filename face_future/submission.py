@@ -286,7 +286,7 @@ def _in_order(listed) -> bool:
 
 # %% ../nbs/parts/submission.ipynb #p04b-orderproblems
 def _order_problems(rows) -> list:
-    "Rows in the order of words, which comes from a listing."
+    "A problem if the rows are in the order of strings, as in a folder's listing."
     listed = [row['index'] for row in rows]
     if not _rising(map(str, listed)) or _in_order(listed):
         return []

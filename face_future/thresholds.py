@@ -164,7 +164,7 @@ def left_out_rates(
     rate: float,
     over='worst',  # as for `unseen_bound`
 ) -> pd.DataFrame:  # a row a source: name, n, bound, share at or above it, lo, hi (Wilson)
-    "What becomes of the guarantee on a source that the choice of the threshold did not see."
+    "How well the guarantee holds on each source if the threshold is chosen without it."
     score = np.asarray(score, float)
     name = np.asarray(name)
     rows = []
