@@ -105,8 +105,15 @@ def _check_listed(rows: list[dict], files: dict, name: str, root: Path) -> None:
             f'{name} holds labels already: give it to audit, train or evaluate. '
             'To make it anew, name what it was made of.'
         )
+    if not rows:
+        raise LabelError(f'{name} is empty: it must hold a row for each picture.')
     texts = set(map(str, files))
     indices = [row['index'] for row in rows if type(row.get('index')) in (int, str)]
+    for i in indices:
+        if isinstance(i, str) and i not in texts and (stem := i.rpartition('.')[0]) in texts:
+            raise LabelError(
+                f'{name}: index {short(repr(i))} is the name of a file. Write the number {stem}.'
+            )
     if lost := [i for i in indices if str(i) not in texts]:
         raise LabelError(
             f'{name}: {len(lost)} of {len(rows)} pictures are not in {called(root)} '

@@ -7,9 +7,9 @@ __all__ = ['Source', 'Manifests', 'ManifestRoot', 'Families', 'RealFolder', 'Fak
            'LabelsOut', 'TestFolder', 'Photographs', 'Findings', 'Strict', 'RunFolder', 'FiguresFrom', 'Folds', 'About',
            'WholeLight', 'RUN_FILES', 'METRIC_WORDS', 'RunWeights', 'PackedFile', 'Views', 'PACK_OPTIONS', 'GUARANTEES',
            'NEEDS', 'Joined', 'JoinedFile', 'Shares', 'read_source', 'label_notes', 'split_line', 'say_labels',
-           'labels', 'audit', 'check_toy', 'toy', 'recipe_options', 'recipe_fields', 'check_start', 'fold_lines',
-           'train', 'figure', 'pair_line', 'say_figures', 'check_choices', 'pack', 'parse_shares', 'check_joined',
-           'ensemble']
+           'read_earlier', 'labels', 'audit', 'check_toy', 'toy', 'recipe_options', 'recipe_fields', 'check_start',
+           'fold_lines', 'train', 'figure', 'pair_line', 'say_figures', 'check_choices', 'pack', 'parse_shares',
+           'check_joined', 'ensemble']
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-imports
 import re
@@ -258,6 +258,22 @@ def say_labels(read, new, old, out: Path, contradictions=()):  # as for `label_n
         typer.secho(note, fg='yellow', err=True)
     typer.echo(split_line(new, out))
 
+# %% ../nbs/parts/cli_train.ipynb #c10b-earlier
+def read_earlier(out: Path):
+    "The labels that `out` holds, or None. A `LabelError` for others says what to do with them."
+    from face_future.labels import LabelError, Labels
+
+    if not out.exists():
+        return None
+    try:
+        return Labels.load(out, must_exist=False)
+    except LabelError as e:
+        why = str(e).split(': ')[0]
+        raise LabelError(
+            f'--out {out} is there, but its split can not be kept ({why}). '
+            'Move it away, to split all images anew, or choose another file.'
+        ) from None
+
 # %% ../nbs/parts/cli_train.ipynb #c10b-labels
 @command
 def labels(
@@ -280,13 +296,13 @@ def labels(
     Or, with one list alone: face_future labels list.json --root pictures --fake-means generated
     """
     from face_future.files import check_file_writable
-    from face_future.labels import Labels, continue_split, with_families
+    from face_future.labels import continue_split, with_families
 
     check_file_writable(out)
     sources = source, real, fake, label_source, fake_means
     read = read_source(*sources, valid_pct == 1, manifest or (), root)
     read = with_families(read, families) if families else read
-    old = Labels.load(out, must_exist=False) if out.exists() else None
+    old = read_earlier(out)
     new = continue_split(read, old, valid_pct, seed)
     checksums = new.checksums()  # each picture is read once for both
     new.save(out, checksums)

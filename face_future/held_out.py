@@ -6,6 +6,7 @@
 __all__ = ['FOLDS', 'held_out_logits', 'held_out_table', 'measured', 'read_folds', 'check_figures_from', 'finish']
 
 # %% ../nbs/parts/held_out.ipynb #h03-imports
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,21 +97,33 @@ def check_figures_from(figures_from, recipe, rows: pd.DataFrame):
             f'{option}: this is not the folder of a finished run that held images out ({why}).'
         )
 
+# %% ../nbs/parts/held_out.ipynb #h03-differ
+def _how_trained(own: dict, other: dict) -> str:
+    "How the run with the settings `other` was trained, seen from `own`: its differences by name."
+    mine, its = own.get('recipe', {}), other.get('recipe', {})
+    names = [k for k in mine if k != 'train_on_all' and its.get(k, mine[k]) != mine[k]]
+    if other.get('fingerprint', own.get('fingerprint')) != own.get('fingerprint'):
+        names = ['images or labels', *names]
+    return f'with other {", ".join(names)}' if names else 'of the same recipe'
+
 # %% ../nbs/parts/held_out.ipynb #t03-finish
-def _quoted(figures_from) -> dict:
+def _quoted(figures_from, own: dict) -> dict:  # own: settings of the run that quotes
     "The temperature and figures of one or more runs that held images out, saying so."
     folds = Path(figures_from) / FOLDS
+    first = Path(figures_from) / ('fold-1' if folds.exists() else '') / 'model_best.safetensors'
+    other = load_weights(first)[1] if first.exists() else {}
+    how = _how_trained(own, other)
     if folds.exists():
         table = read_folds(folds)
-        given = measured(table, 'generated')
-        runs = table.fold.nunique()
-        where = f'{runs} runs of the same recipe, each on the images that it held out'
+        other = measured(table, 'generated')
+        where = f'{table.fold.nunique()} runs {how}, each on the images that it held out'
     else:
-        given = load_weights(Path(figures_from) / 'model_best.safetensors')[1]
-        where = 'a run of the same recipe that held these images out'
-    quoted = dict(temperature=given['temperature'])
-    if 'evaluation' in given:
-        quoted['evaluation'] = {**given['evaluation'], 'measured_on': where}
+        where = f'a run {how}, on the images that it held out'
+    if how.startswith('with other'):
+        print(f'The figures that are quoted are of {where}.', file=sys.stderr)
+    quoted = dict(temperature=other['temperature'])
+    if 'evaluation' in other:
+        quoted['evaluation'] = {**other['evaluation'], 'measured_on': where}
     return quoted
 
 # %% ../nbs/parts/held_out.ipynb #t03-finishfn
@@ -131,6 +144,6 @@ def finish(
         table = table.assign(group='' if group is None else list(group))
         settings |= measured(table, settings['fake_means'])
     elif figures_from:
-        settings |= _quoted(figures_from)
+        settings |= _quoted(figures_from, settings)
     save_weights(model, settings, file)
     return file

@@ -387,6 +387,11 @@ def _todays_rows(rows: list[dict], name: str) -> list[dict]:
     "The rows of an older version with the columns of today."
     if not any(set(LABELS) & set(row) for row in rows):
         return rows
+    if not any({'path', 'file'} & set(row) for row in rows):
+        raise LabelError(
+            f'{name} is a list of predictions. Make labels of it first: '
+            f'face_future labels {name} --root PICTURES --fake-means generated (or photograph)'
+        )
     for old, new in LABELS.items():
         notice(f'the column {old}', new, name)
     return [{k: v for k, v in renamed(row, LABELS).items() if k != 'index'} for row in rows]
