@@ -43,7 +43,7 @@ _all_ = [FORMATS, LARGEST_FILE, ImageError, is_no_memory]  # parts/opening's, of
 
 # %% ../nbs/01_data.ipynb #d01-decode
 def _decode(im, notes, data):
-    "An opened image (and its file without notes), decoded: H × W × 3 in sRGB, upright."
+    "An opened image (and its file without metadata), decoded: H × W × 3 in sRGB, upright."
     transpose = turn(im, notes)
     profile = colour_profile(im, notes)
     rgb = plain_jpeg(im, data)
@@ -66,7 +66,7 @@ def read_rgb(
 ) -> np.ndarray:  # height × width × 3, uint8, RGB (sRGB), upright, of an animation the first frame
     "Decode any image to RGB. Raises `ImageError`, or `FileNotFoundError` if there is no such file."
     name = source_name(src)
-    data = source_bytes(src, name)  # what the file system raises is told as it is
+    data = source_bytes(src, name)  # an error of the file system is raised unchanged
     try:
         pixels, notes = split_notes(data)
         im = open_image(pixels, name, max_pixels, formats)
@@ -75,7 +75,7 @@ def read_rgb(
         return _decode(im, notes, whole)
     except ImageError:
         raise
-    except Exception as e:  # a decoder may raise anything, and so may we over a strange file
+    except Exception as e:  # a decoder or our own code may raise anything on a strange file
         if is_no_memory(e):
             message = f'{name}: does not fit into memory. Make it smaller.'
             raise ImageError('too_large', message) from None
@@ -97,7 +97,7 @@ def _problem(file):
 def check_images(
     files: list,  # paths
     progress: bool = False,  # show a progress bar
-) -> dict:  # path -> what is wrong with it, empty when all is well
+) -> dict:  # path -> its error, empty if every file can be read
     "Try to decode every file. Gives the ones that fail, with the reason."
     files = list(files)
     with ThreadPoolExecutor() as ex:
@@ -195,7 +195,7 @@ def _check(p):
 # %% ../nbs/01_data.ipynb #d01-preprocess
 @dataclass(frozen=True)
 class Preprocess:
-    "From RGB bytes to what the network sees. `asdict` of it travels in the weights file."
+    "From RGB bytes to the network's input. Its `asdict` is saved in the weights file."
 
     size: int = 128  # S, side of the network's input, pixels
     interpolation: str = 'bicubic'  # how smaller crops are enlarged (larger ones: area averaging)

@@ -38,13 +38,13 @@ def get_scores(
 
 # %% ../nbs/07_evaluate.ipynb #e07-verdicts
 def _verdicts(table: pd.DataFrame, threshold: float) -> pd.Series:
-    "The verdict on each picture, which is the threshold's where the table has none."
+    "The verdict on each picture: the table's, or by the threshold where it has none."
     by_threshold = np.where(table.score >= threshold, 'fake', 'real')
     return table.verdict.where(table.verdict != '', by_threshold)
 
 # %% ../nbs/07_evaluate.ipynb #e07-pairsfn
 def coverage(
-    table: pd.DataFrame,  # score, verdict ('': the threshold's), fake, source
+    table: pd.DataFrame,  # score, verdict ('': by the threshold), fake, source
     threshold: float,
 ) -> pd.DataFrame:  # source, fake, n, shares of n (scored, decided), of those (called_fake, wrong)
     "How many images of each source and class got a score and a verdict, and how many were wrong."

@@ -147,7 +147,7 @@ def _weights_beside(file: Path, folder: Path, model, settings) -> Path:
 
 # %% ../nbs/08_export.ipynb #e08-stepsfn
 def _describe(graph, settings):
-    "Write into a graph what using it takes: settings, checksum of the weights, versions."
+    "Write into a graph its metadata: settings, checksum of the weights, versions."
     notes = dict(
         face_future=json.dumps(settings.note(), sort_keys=True),
         weights=settings['name'],
@@ -182,7 +182,7 @@ def _keep_if_equal(graph, file: Path, model, x, tolerance):
 def export_onnx(
     weights=None,  # a file, a packaged name, or None for the default
     out: str | Path | None = None,  # folder (None: the weights' own)
-    settings: dict = None,  # for a bare state dict: what it lacks
+    settings: dict = None,  # settings that a bare state dict lacks
     images=(),  # photographs for the parity check: paths or bytes
     tolerance: float = 1e-3,  # of the parity check, see `parity_gap`
 ) -> Path:  # the graph, beside the weights as safetensors

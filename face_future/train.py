@@ -123,7 +123,7 @@ def train(
     out: str | Path,  # folder for the run, where an unfinished run of the same recipe is resumed
     figures_from=None,  # with `train_on_all`: a run that held images out, to be quoted
     progress: bool = True,  # bars and a table
-    about: str = '',  # for people, kept with the weights: what they have learnt, which licence
+    about: str = '',  # notes saved with the weights: their training data, their licence
     cbs=(),  # more fastai callbacks
 ) -> Path:  # the best weights, `model_best.safetensors`
     "Train, resume, keep the best. Raises a `ValueError` for a recipe or labels that can't work."
@@ -152,7 +152,7 @@ def measure(
     run,  # folder of a finished run
     by: str = 'label',  # `label`: against the given labels, `folder`: against the folders' names
 ) -> dict:  # n, accuracy and AUROC with their intervals, minutes of training
-    "The held-out figures of a finished run, in the data set's own words."
+    "The held-out figures of a finished run, for the data set's own classes."
     run = Path(run)
     table = pd.read_csv(run / 'held_out.csv')
     minutes = pd.read_csv(run / 'log.csv').seconds.sum() / 60

@@ -46,14 +46,14 @@ def plane(
 
 # %% ../nbs/05_tsne.ipynb #t05-nearfn
 def neighbours(features: np.ndarray, i: int, k: int = 6) -> np.ndarray:  # k row numbers
-    "The nearest rows to row `i` of the features (N × F), the nearest first, itself aside."
+    "The nearest rows to row `i` of the features (N × F), the nearest first, without `i`."
     search = NearestNeighbors(n_neighbors=min(k + 1, len(features))).fit(features)
     found = search.kneighbors(features[i : i + 1], return_distance=False)[0]
     return found[found != i][:k]
 
 # %% ../nbs/05_tsne.ipynb #t05-mistakes
 def mistakes(table: pd.DataFrame, n: int = 6) -> list[int]:  # row numbers
-    "The surest mistakes, in turn from each class of each source."
+    "The most confident mistakes, in turn from each class of each source."
     wrong = table[table.mistake].sort_values('confidence', ascending=False)
     turn = wrong.groupby(['source', 'truth']).cumcount()
     return list(turn.sort_values(kind='stable').index[:n])

@@ -105,7 +105,7 @@ class LoadedWeights(Reopened):
         weights: str | Path | None = None,  # a file or packaged name, see `find_weights`
         views: str | list | tuple | None = None,  # see `get_views` (None: the weights' own)
         device: str | None = None,  # `cpu` or `cuda`, None for a GPU if there is one
-        settings: dict = None,  # what a bare state dict lacks (arch, preprocess, fake_means, …)
+        settings: dict = None,  # settings that a bare state dict lacks (arch, fake_means, …)
         whole_image: bool = False,  # crop the centre, whatever the weights were trained on
         backend: str | None = None,  # see `make_backend`, None for the fastest that is installed
         streams: int = 1,  # calls of `predict` that may run at once, each on its share of the cores
@@ -125,7 +125,7 @@ class LoadedWeights(Reopened):
 
 # %% ../nbs/04_tta_inference.ipynb #p04-class
 class Predictor(LoadedWeights):
-    "Weights, and what predicts with them. See `Prediction` for what it gives."
+    "Weights and the backend that runs them. `Prediction` describes the results."
 
     def __repr__(self):
         "Which weights these are, and how they predict."
@@ -163,7 +163,7 @@ def predict_folder(
     progress: bool = False,
     recursive: bool = False,  # its sub folders too
 ) -> tuple:  # rows, errors
-    "Predict a folder and write the files, or go on where it was stopped."
+    "Predict a folder and write the files, or resume a stopped run."
     files = folder_images(folder, recursive)
     check_apart(files, out, RESULTS)
     check_writable(out, RESULTS)
@@ -194,7 +194,7 @@ def _view_logits(predictor, files) -> dict:  # view -> N logits
 def compare_views(
     predictor: Predictor,  # its own views don't matter
     files: list,  # N paths
-    is_fake,  # N, in the world's sense
+    is_fake,  # N, true if synthesised or manipulated
     sets=('single', 'flip', 'rot90', 'rot180', 'vflip', 'transpose', 'original', 'turns'),
     rounds: int = 2000,  # of the bootstrap
 ) -> list:  # of dicts: views, n, and accuracy, AUROC, gain in accuracy with 95 % intervals
