@@ -565,7 +565,7 @@ Views = Annotated[
 PACK_OPTIONS = dict(
     size=(int, 'Predict at another input side than the one trained at.'),
     about=(str, "The line for people, if not the run's own."),
-    card=(Path, 'JSON to keep with the weights: data, licence, limits, in words.'),
+    card=(Path, 'JSON file of texts to keep with the weights: data, licence, limits.'),
 )
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-guarantees
