@@ -46,7 +46,7 @@ def find_graph(
     graph = file.with_suffix('.onnx')
     if not graph.exists():
         return None
-    advice = f'make it anew (face_future export {file.name}), or delete it.'
+    advice = f'make it anew (face_future export {file}), or delete it.'
     if onnx_notes(graph).get('weights_sha256') != sha256:
         if file.suffix == '.pth' and file.with_suffix('.safetensors').exists():
             return None  # it is the graph of those

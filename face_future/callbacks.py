@@ -396,9 +396,10 @@ def _changed(words: dict, before: dict, now: dict) -> list:
 def _check_same_data(before: dict, now: dict, folder: str):
     "A `ValueError` if something in `before`, of a checkpoint, is not so `now`."
     if changed := _changed(_DATA, before, now) or _changed(_SPLIT, before, now):
+        given = 'labels, and --folds, as' if folder.startswith('fold-') else 'labels as'
         raise ValueError(
             f'{folder} holds a run on other data ({", ".join(changed)} changed). '
-            'Resume it with the labels as they were, or choose another --out.'
+            f'Resume it with the {given} they were, or choose another --out.'
         )
 
 # %% ../nbs/parts/callbacks.ipynb #k03-before

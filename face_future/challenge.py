@@ -35,6 +35,8 @@ def _check_opinion(where: str, row: dict, stems, known) -> None:
     if type(index) not in (int, str) or index not in stems:
         digits = isinstance(index, str) and index in map(str, stems)
         advice = f'. Write the number {index}, without quotes.' if digits else ''
+        if isinstance(index, float) and index in stems:
+            advice = f'. Write the number {index:.0f}.'
         raise LabelError(f'{where}: no picture has the index {index!r}{advice}')
     if index in known:
         raise LabelError(f'{where}: index {index!r} comes twice')
@@ -45,6 +47,8 @@ def read_words(file: str | Path, stems) -> dict:
     "`{index: word}` of a challenge JSON. Raises `LabelError` for a row that can't be used."
     words = {}
     for n, row in enumerate(read_rows(file)):
+        if isinstance(row.get('prediction'), str):
+            row['prediction'] = row['prediction'].strip().lower()
         _check_opinion(f'{Path(file).name}, row {n}', row, stems, words)
         words[row['index']] = row['prediction']
     return words

@@ -87,7 +87,7 @@ def provenance(
     It needs no weights, and changes no verdict. FACE_FUTURE_TRUST names a list of trusted
     certificates (PEM) that the signers of C2PA manifests are held against.
     """
-    trust_list()  # a mistake in it is said once, and first
+    trust_list()  # an error in it is reported here, before any file is read
     rows = [read_evidence(file) for file in folder_images(pictures, recursive)]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))

@@ -7,7 +7,7 @@ __all__ = ['Labelled', 'Scores', 'Against', 'Split', 'Threshold', 'Evaluation', 
            'REPORT_FILES', 'ALSO', 'Runs', 'LeftOutTable', 'CardWeights', 'Shown', 'MapFolder', 'Number', 'MapSplit',
            'Perplexity', 'MapSeed', 'MAP_FILES', 'ExportOut', 'ExportLabels', 'Photographs', 'Each', 'Compiled', 'Peer',
            'Beside', 'BenchOut', 'show_report', 'coverage_line', 'check_coverage', 'check_against', 'compare_with',
-           'write_corruptions', 'check_given', 'labels_to_measure', 'scored', 'measure', 'learnt_from', 'evaluate',
+           'write_corruptions', 'check_given', 'labels_to_measure', 'scored', 'measure', 'learnt_notes', 'evaluate',
            'show_left_out', 'left_out', 'card', 'numbers', 'show_map_figures', 'write_maps', 'tsne', 'parity_line',
            'exported_line', 'say_precisions', 'check_export', 'export', 'bench_row', 'show_speeds', 'bench']
 
@@ -200,16 +200,31 @@ def measure(table, threshold: float, name: str, out: str | Path, rounds: int):
     typer.echo(f'{coverage_line(table, threshold, name)}. Wrote {out}')
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-learnt
-def learnt_from(labels, split: str) -> str:
-    "A sentence for the report where it counts images of the split *train*, else nothing."
+def _learnt_all(weights, labels) -> str:
+    "The name of weights that have learnt from the held-out images, too, else nothing."
+    from face_future.model_config import find_weights, read_settings
+    from face_future.scores import has_learnt_all
+
+    file = find_weights(weights)
+    return file.name if has_learnt_all(read_settings(file) or {}, labels) else ''
+
+
+def learnt_notes(labels, split: str, detectors: list):  # weights, or tables of scores
+    "Sentences on images that are measured here although detectors have learnt from them."
+    tables = [d for d in detectors if Path(d or '').suffix.lower() == '.csv']
+    names = [_learnt_all(d, labels) for d in detectors if d not in tables]
+    for name in filter(None, names):
+        yield (
+            f'{name} has learnt from all images, those of the split valid too (--train-on-all): '
+            'it looks better here than it is.'
+        )
     measured = labels.part(split)
     training = (measured.rows.split == 'train').sum()
-    if not training:
-        return ''
-    return (
-        f'{training:,} of {len(measured):,} images are of the split train: '
-        'weights that learnt from them look better here than they are.'
-    )
+    if training and (tables or not all(names)):
+        yield (
+            f'{training:,} of {len(measured):,} images are of the split train: '
+            'weights that learnt from them look better here than they are.'
+        )
 
 # %% ../nbs/parts/cli_measure.ipynb #c10-evaluate
 @command
@@ -234,7 +249,7 @@ def evaluate(
     labels = labels_to_measure(labels_file, root, out, against, split, scores)
     table, threshold, name = scored(scores or weights, labels, split, threshold)
     measure(table, threshold, name, out, rounds)
-    if note := learnt_from(labels, split):
+    for note in learnt_notes(labels, split, [scores or weights, *([against] if against else [])]):
         typer.echo(note)
     if against:
         about = dict(threshold=threshold, name=name, labels=labels, split=split)
@@ -417,6 +432,8 @@ def tsne(
     check_map(labels, perplexities, n, split, seed)
     predictor = Predictor(weights, whole_image=whole_image)
     write_maps(predictor, labels, out, perplexities, n, split, seed)
+    for note in learnt_notes(labels, split, [weights]):
+        typer.echo(note)
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-exportout
 ExportOut = Annotated[

@@ -63,12 +63,20 @@ def _read_challenge(source, label_source, fake_means):
     return read_challenge(source, label_source=label_source, fake_means=fake_means)
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-csvs
+def _is_list(file: Path) -> bool:
+    "Is it JSON, as a list of predictions is, by its name or its first letter?"
+    if file.suffix.lower() == '.json' or not file.is_file():
+        return file.suffix.lower() == '.json'
+    with file.open('rb') as f:
+        return f.read(99).removeprefix(b'\xef\xbb\xbf').lstrip()[:1] in (b'[', b'{')
+
+
 def _read_table(file, root, fake_means):
     "The `Labels` of a CSV, or of a list of predictions (JSON)."
     from face_future.challenge import read_prediction_list
     from face_future.labels import read_manifest
 
-    read = read_prediction_list if file.suffix.lower() == '.json' else read_manifest
+    read = read_prediction_list if _is_list(file) else read_manifest
     return read(file, root, fake_means=fake_means)
 
 
@@ -76,7 +84,7 @@ def _read_tables(files, root, label_source, fake_means):
     "The `Labels` of each of some CSVs and lists."
     if root and not files:
         raise ValueError('--root is for the pictures of a CSV or list: give SOURCE or --manifest.')
-    if label_source == 'folder' and any(f.suffix.lower() == '.json' for f in files):
+    if label_source == 'folder' and any(map(_is_list, files)):
         raise ValueError(
             '--label-source folder is for the whole challenge: a list alone has no folders to '
             'believe. Leave it away.'
@@ -565,7 +573,7 @@ Views = Annotated[
 PACK_OPTIONS = dict(
     size=(int, 'Predict at another input side than the one trained at.'),
     about=(str, "The line for people, if not the run's own."),
-    card=(Path, 'JSON to keep with the weights: data, licence, limits, in words.'),
+    card=(Path, 'JSON file of texts to keep with the weights: data, licence, limits.'),
 )
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-guarantees

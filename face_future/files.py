@@ -140,6 +140,8 @@ def read_json(file: str | Path):
         return json.loads(text)
     except json.JSONDecodeError as e:
         why = e if text.strip() else 'it is empty'
+        if e.msg == 'Extra data':  # JSON Lines, for instance
+            why = f'line {e.lineno} begins a second value. Write one list: [{{…}}, {{…}}]'
         raise ValueError(f'{name} is not JSON: {why}.') from None
     except RecursionError:
         raise ValueError(f'{name} is not JSON that we read: nested too deeply.') from None

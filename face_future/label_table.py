@@ -383,17 +383,17 @@ def _read_meta(json_file: Path, fake_means: str | None, vouched: bool) -> dict:
     return meta
 
 # %% ../nbs/parts/label_table.ipynb #tab-load
-def _todays_rows(rows: list[dict], name: str) -> list[dict]:
+def _todays_rows(rows: list[dict], file: Path) -> list[dict]:
     "The rows of an older version with the columns of today."
     if not any(set(LABELS) & set(row) for row in rows):
         return rows
     if not any({'path', 'file'} & set(row) for row in rows):
         raise LabelError(
-            f'{name} is a list of predictions. Make labels of it first: '
-            f'face_future labels {name} --root PICTURES --fake-means generated (or photograph)'
+            f'{file.name} is a list of predictions. Make labels of it first: '
+            f'face_future labels {file} --root PICTURES --fake-means generated (or photograph)'
         )
     for old, new in LABELS.items():
-        notice(f'the column {old}', new, name)
+        notice(f'the column {old}', new, file.name)
     return [{k: v for k, v in renamed(row, LABELS).items() if k != 'index'} for row in rows]
 
 # %% ../nbs/parts/label_table.ipynb #tab-there
@@ -421,7 +421,7 @@ def load(
 ) -> Labels:
     "Read a label file back. Raises `LabelError` if its meta file or its pictures are not there."
     json_file = Path(json_file)
-    rows = _todays_rows(read_rows(json_file), json_file.name)
+    rows = _todays_rows(read_rows(json_file), json_file)
     vouched = root is not None and fake_means is not None
     meta = _read_meta(json_file, fake_means, vouched)
     labels = cls(

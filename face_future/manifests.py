@@ -123,6 +123,9 @@ def _from_root(path: str, root: Path) -> str:
 KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest
 
 # %% ../nbs/parts/manifests.ipynb #man-unused
+_RENAME = '. Rename index to path, with the name of each file (1.png), and prediction to label.'
+
+
 def _unused(columns: list[str], name: str) -> str:
     "A sentence on the columns of a manifest that nobody reads, or an empty text."
     others = [c for c in columns if c not in KNOWN]
@@ -141,7 +144,8 @@ def _read_known(csv: Path, root: Path) -> pd.DataFrame:
     df = read_csv(csv, wanted='path and label')
     if missing := {'path', 'label'} - set(df):
         there = short(', '.join(df))
-        raise LabelError(f'{csv.name} has no column {" and ".join(sorted(missing))}, only {there}')
+        why = f'{csv.name} has no column {" and ".join(sorted(missing))}, only {there}'
+        raise LabelError(why + _RENAME * ({'index', 'prediction'} <= set(df)))
     if unused := _unused(list(df), csv.name):
         print(unused, file=sys.stderr)
     df = df.filter(items=KNOWN)
@@ -176,11 +180,28 @@ def _below(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
     return rows.assign(path=[(folder / p).as_posix() for p in rows.path])
 
 # %% ../nbs/parts/manifests.ipynb #lab-merge
+def _check_lists(tables: list[Labels]):
+    "A `LabelError` for two lists that both number the pictures of one folder."
+    lists = [t for t in tables if t.label_source == 'json']
+    seen = set()
+    for t in lists:
+        places = set(t.places)
+        if both := seen & places:
+            raise LabelError(
+                f'two lists name the same {len(both)} pictures in {called(t.root)} '
+                f'({short(os.path.basename(min(both)))} for one). Leave one list away. Or, if they '
+                "belong to two folders, as the challenge's do, give the challenge's folder "
+                'instead, with --label-source json.'
+            )
+        seen |= places
+
+
 def merge_labels(tables: list[Labels]) -> Labels:
     "Several `Labels` in one. Raises `LabelError` if `fake` has two meanings or a file comes twice."
     meant = {t.fake_means for t in tables}
     if len(meant) != 1:
         raise LabelError(f'nothing to merge, or two meanings of fake: {sorted(meant)}')
+    _check_lists(tables)
     roots = [Path(os.path.abspath(t.root)) for t in tables]
     root = Path(os.path.commonpath(roots))
     moved = [_below(t.rows, r.relative_to(root)) for t, r in zip(tables, roots)]

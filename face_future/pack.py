@@ -18,7 +18,7 @@ from .labels import Labels
 from .left_out import read_left_out
 from .model import save_weights
 from .model_config import calibrated
-from .scores import score_images, sound
+from .scores import has_learnt_all, score_images, sound
 from .thresholds import choose_thresholds
 from .tta_inference import Predictor
 
@@ -59,9 +59,7 @@ def held_out_settings(
 # %% ../nbs/parts/pack.ipynb #k07e-learnt
 def check_held_out(settings: dict, labels: Labels):
     "A `ValueError` for weights that have learnt from all of the labels' images."
-    if (settings.get('images') or {}).get('valid') != 0:
-        return
-    if settings.get('fingerprint') == labels.fingerprint():
+    if has_learnt_all(settings, labels):
         raise ValueError(
             'These weights have learnt from all images of the labels (--train-on-all), so none is '
             'held out for them. Leave --labels-file away: the figures that they quote are kept.'

@@ -15,7 +15,7 @@ os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 warnings.filterwarnings('ignore', '`torch.jit.script`', FutureWarning)
 
 # %% ../nbs/03_train.ipynb #t03-imports
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -116,6 +116,19 @@ def _fit(learn, checkpoint, recipe, progress):
         fit = learn.fit_one_cycle if recipe.schedule == 'one_cycle' else partial(fit_flat, learn)
         fit(recipe.epochs, rates, start_epoch=start)
 
+# %% ../nbs/03_train.ipynb #t03-folder
+@contextmanager
+def _folder_for_run(out: Path):
+    "Make a run's folder. If the work ends before anything is in there, it is removed again."
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of a folder that is not empty
+            for folder in new:
+                folder.rmdir()
+
 # %% ../nbs/03_train.ipynb #t03-trainfn
 def train(
     labels: Labels,  # from chapter 00
@@ -132,20 +145,20 @@ def train(
     preprocess = _preprocess(recipe)
     teachers = _teachers(recipe, labels, preprocess)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    rows = get_rows(labels, recipe, progress)
-    check_classes(rows)
-    dls = get_loaders(rows, labels.root, recipe, preprocess, labels.fake_means)
-    learn = get_learner(dls, recipe, labels.fake_means)
-    settings = {**provenance(labels, rows, recipe, preprocess), 'about': about}
-    checkpoint = Checkpoint(out, recipe, settings, row_checksums(rows))
-    taught = teacher_callbacks(recipe, teachers, dls.train.rows)
-    learn.add_cbs([*taught, checkpoint, EpochTable(), StopOnNaN(), *cbs])
-    _fit(learn, checkpoint, recipe, progress)
-    if not is_first():
-        return out / 'model_best.safetensors'
-    held = get_loaders(rows, labels.root, replace(recipe, validation_samples=0), preprocess)
-    return finish(out, held, figures_from, rows.group[rows.split == 'valid'])
+    with _folder_for_run(out):
+        rows = get_rows(labels, recipe, progress)
+        check_classes(rows)
+        dls = get_loaders(rows, labels.root, recipe, preprocess, labels.fake_means)
+        learn = get_learner(dls, recipe, labels.fake_means)
+        settings = {**provenance(labels, rows, recipe, preprocess), 'about': about}
+        checkpoint = Checkpoint(out, recipe, settings, row_checksums(rows))
+        taught = teacher_callbacks(recipe, teachers, dls.train.rows)
+        learn.add_cbs([*taught, checkpoint, EpochTable(), StopOnNaN(), *cbs])
+        _fit(learn, checkpoint, recipe, progress)
+        if not is_first():
+            return out / 'model_best.safetensors'
+        held = get_loaders(rows, labels.root, replace(recipe, validation_samples=0), preprocess)
+        return finish(out, held, figures_from, rows.group[rows.split == 'valid'])
 
 # %% ../nbs/03_train.ipynb #t03-measurefn
 def measure(
