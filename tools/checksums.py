@@ -1,9 +1,9 @@
-"""Which weights made a saved output or a table of results? Their short checksum says.
+"""Check by a short checksum which weights made a saved output or a table of results.
 
 A saved output made with packaged weights names them in its caption, as `faces ff87361e5f98`: the
-name of the file and the first twelve hex digits of its sha256. A table in nbs/reports/results has
-a row in made_with.csv, which `make stamp TABLES=faces_scores.csv` writes after a new measurement.
-nbs/checks/house_rules.ipynb tells the story, and tests this file.
+name of the file and the first twelve hex digits of its sha256. A table in nbs/reports/results has a
+row in made_with.csv, which `make stamp TABLES=faces_scores.csv` writes after a new measurement.
+nbs/checks/house_rules.ipynb explains why, and tests this file.
 """
 
 import csv

@@ -1,8 +1,8 @@
 """Read every notebook in a real Jupyter kernel, as a reader does: `make book`.
 
 An exception, a cell that doesn't end, a warning, or an output that was saved with other packaged
-weights than today's fails the run. The notebooks stay as they are.
-nbs/checks/read_through.ipynb tells why, and tests this file.
+weights than today's fails the run. The notebooks stay as they are. nbs/checks/read_through.ipynb
+explains why, and tests this file.
 """
 
 import re

@@ -1,6 +1,6 @@
 """The table of results in README.md, made from the packaged weights: `make readme`.
 
-The weights file keeps what it was measured to be worth, and README must not say anything else:
+The weights file contains the results of its evaluation, and README must show the same figures:
 nbs/checks/house_rules.ipynb compares the two.
 """
 
@@ -47,7 +47,7 @@ def percent(share, digits):
 
 
 def with_interval(figure):
-    "An AUROC with its interval, where it has one that says something."
+    "An AUROC with its interval, where it has an informative one."
     known = f'{figure["lo"]:.3f}–{figure["hi"]:.3f}' if has_interval(figure) else 'no interval'
     return f'**{figure["value"]:.3f}** ({known})'
 

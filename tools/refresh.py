@@ -3,8 +3,8 @@
 A saved output names the packaged weights that it was made with. After a change of the weights, this
 runs each notebook that has an output of other weights, and saves those outputs anew; `make refresh`
 does so for all notebooks. Cells that are named are run and saved whatever they print, those flagged
-`slow` as well. All other saved outputs stay as they are.
-nbs/checks/read_through.ipynb tells more, and tests this file.
+`slow` as well. All other saved outputs stay as they are. nbs/checks/read_through.ipynb explains
+more, and tests this file.
 """
 
 import sys

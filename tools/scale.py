@@ -2,9 +2,10 @@
 
 PICTURES is a folder of photographs, each of which is taken several times, under other names. `rate`
 runs `predict` and Ray with two workers and with one in turn, and takes the rate between the first
-part that was finished and the last, so that starting doesn't count. `kills` ends workers and the
-driver with SIGKILL at random moments, goes on until all is predicted, and compares what is there
-with what was asked for. Both write a table into nbs/reports/results, or to --out.
+finished part and the last, so that the start doesn't count. `kills` ends workers and the driver
+with SIGKILL at random moments, continues until all pictures are predicted, and compares the rows
+that were written with the pictures that were asked for. Both write a table into
+nbs/reports/results, or to --out.
 """
 
 import argparse
@@ -140,7 +141,7 @@ def time_ray(cluster, address, source, workers, shard) -> dict:
         if driver.returncode:
             raise SystemExit(f'The driver ended with {driver.returncode}, as it says above.')
         (w0, a0), (w1, a1) = seen[0], max(seen[len(seen) // 2 :])
-        last = max(cpu)  # a worker that has ended takes its time with it
+        last = max(cpu)  # the time of a worker that has ended is no longer counted
         used = (last[0] - cpu[0][0]) / max(1, last[1] - cpu[0][1])
         found = dict(how=f'ray, {workers}', rate=slope(parts(out)), cpu_ms=1000 * used)
         mb = dict(worker_early=w0, worker_late=w1, all_early=a0, all_late=a1)
@@ -151,7 +152,7 @@ def time_ray(cluster, address, source, workers, shard) -> dict:
 def ray_here():
     "A Ray cluster on this machine: its process and its address."
     os.environ['RAY_AUTH_MODE'] = 'disabled'  # on the loopback, for as long as this takes
-    os.environ |= RAY_ENVIRONMENT  # a driver too: else it takes 127.0.0.1 for the outer address
+    os.environ |= RAY_ENVIRONMENT  # for a driver too, or it takes 127.0.0.1 for the outer address
     cluster = psutil.Popen([sys.executable, '-c', CLUSTER], stdout=subprocess.PIPE, text=True)
     try:
         if not (address := cluster.stdout.readline().strip()):

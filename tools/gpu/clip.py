@@ -1,7 +1,7 @@
-"""CLIP's vision tower from its ONNX file: `python tools/gpu/clip.py CLIP.onnx clip.safetensors`.
+"""Extract CLIP's vision tower from ONNX: `python tools/gpu/clip.py CLIP.onnx clip.safetensors`.
 
-It needs the packages `onnx` and `safetensors`, so that the machine with the GPU needs no `onnx`.
-The ONNX file may be quantised to 8 bits (`MatMulInteger`) or not. What is written has the names of
+It needs the packages `onnx` and `safetensors`; the machine with the GPU then needs no `onnx`. The
+ONNX file may be quantised to 8 bits (`MatMulInteger`) or not. The output has the names of
 transformers' `CLIPVisionModel` (`vision_model.…`), half precision, and the first eleven blocks.
 """
 
@@ -13,7 +13,7 @@ import torch
 from common import need, stop, write_whole
 from safetensors.torch import save_file
 
-BLOCKS = 11  # the last one, and the projection behind it, teach nothing here
+BLOCKS = 11  # the last one and the projection after it are not used here
 
 
 def arrays_of(model) -> tuple:
@@ -59,7 +59,7 @@ def main(args=None):
         stop('The package onnx is not here: pip install onnx.')
     try:
         floats, matrices = arrays_of(onnx.load(need(a.onnx, "CLIP's vision tower, as ONNX")))
-    except Exception as error:  # what protobuf makes of other bytes may be any
+    except Exception as error:  # protobuf may raise any error on other bytes
         stop(f'{a.onnx}: not an ONNX file, or damaged ({error}).')
     state = {k: v for k, v in {**floats, **matrices}.items() if wanted(k)}
     if len(matrices) < 6 * BLOCKS or 'vision_model.embeddings.class_embedding' not in state:

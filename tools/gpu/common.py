@@ -1,7 +1,7 @@
-"""What all the scripts here share: the recipe, messages, and files that appear whole or not at all.
+"""Shared by the scripts here: the recipe, messages, and files that appear whole or not at all.
 
-The machine with the GPU may have PyTorch, timm, safetensors, OpenCV and NumPy only, so nothing here
-imports face_future, whose parts/files does the same and more.
+The machine with the GPU may have PyTorch, timm, safetensors, OpenCV and NumPy only, so this file
+doesn't import face_future, although its parts/files has such functions too.
 """
 
 import csv
@@ -59,7 +59,7 @@ def log_line(file: Path, line: dict):
 
 
 def read_json(file: str | Path, what: str):
-    "What a JSON file holds. The program ends with a sentence if it is missing or damaged."
+    "The content of a JSON file. The program ends with a sentence if it is missing or damaged."
     try:
         return json.loads(need(file, what).read_text(encoding='utf-8'))
     except ValueError as error:

@@ -1,8 +1,9 @@
 """Parts of packed crops, and the worker processes that make batches of couples from them.
 
-A part is a plain tar of JPEGs and `rows.json`, which says of each: its name, whether it is fake,
-its source, group, side, face box and landmarks. The parts are mapped into memory, not unpacked. A
-batch holds couples: a photograph and a fake beside each other, so it has as many of each.
+A part is a plain tar of JPEGs and `rows.json`, which has for each JPEG: its name, whether it is
+fake, its source, group, side, face box and landmarks. The parts are mapped into memory, not
+unpacked. A batch holds couples: a photograph and a fake beside each other, so it has as many of
+each.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from common import stop
 from pictures import corrupted, cut, draw_geometry, low_face, pasted, resized, self_blend
 from torch.utils.data import IterableDataset, get_worker_info
 
-APART, LATENT, BLEND = 0, 1, 2  # how the two of a couple belong together
+APART, LATENT, BLEND = 0, 1, 2  # how the two pictures of a couple are related
 
 
 @lru_cache(maxsize=None)  # one for each process: a memory map can't be sent to a worker
@@ -148,7 +149,7 @@ def _writable(file, dtype, shape):
 
 
 class Sources:
-    "Which crops there are, by source and class, and how often each is drawn."
+    "The crops by source and class, and how often each is sampled."
 
     def __init__(self, crops: Crops, recipe: dict):
         self.cells = {}
@@ -170,7 +171,7 @@ class Sources:
         return (family['share'], real, fake) if real and fake else None
 
     def weight(self, cell: tuple) -> float:
-        "The root of its size, so that small sources count. Some are boosted."
+        "The square root of its size, so that small sources count. Some are boosted."
         source, fake = cell
         boost = self.boost.get(source, 1) if fake else 1
         return len(self.cells[cell]) ** 0.5 * boost
@@ -187,7 +188,7 @@ class Sources:
 
 
 class Couples:
-    "Draws couples: a photograph and a fake of its family, or one that is made of the photograph."
+    "Samples couples: a photograph and a fake of its family, or one made of the photograph."
 
     def __init__(self, crops: Crops, pairs: PairStore | None, recipe: dict, seed: int):
         self.crops = crops
@@ -226,7 +227,7 @@ class Couples:
         return (row, row), [cut(x, self.crops.box[row] * scale, g) for x in (a, b)]
 
     def _blend(self, blend):
-        "A photograph and what `blend` makes of it, or a self-blend where that gives nothing."
+        "A photograph and its `blend`, or a self-blend where `blend` returns None."
         row = self.sources.draw(self.sources.photos, self.rng)
         a = self.crops.read(row)
         b = blend(a, self.crops.landmarks[row], self.rng)
@@ -241,7 +242,7 @@ class Couples:
         return rows, [cut(*c) for c in cuts]
 
     def _corrupted(self, kind, two):
-        "Both corrupted. Half of the couples of one picture suffer the same."
+        "Both corrupted. Half of the couples of one picture get the same corruption."
         seeds = [self.rng.getrandbits(32) for _ in two]
         if kind != APART and self.rng.random() < 0.5:
             seeds[1] = seeds[0]
@@ -250,7 +251,7 @@ class Couples:
 
 
 def safely(draw):
-    "What `draw()` gives, again if OpenCV stumbles over an odd face. The fifth error is raised."
+    "The result of `draw()`, repeated if OpenCV fails on an odd face. The fifth error is raised."
     for left in range(4, -1, -1):
         try:
             return draw()

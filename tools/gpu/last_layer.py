@@ -1,10 +1,11 @@
-"""Teach the last layer again: `python tools/gpu/last_layer.py parts run --init … --clip …`.
+"""Train the last layer again: `python tools/gpu/last_layer.py parts run --init … --clip …`.
 
-It needs no GPU: each picture passes the network and CLIP once. A support vector machine on CLIP's
-features says of each picture, which it never learnt from, how fake it looks to it. A linear layer
-on the network's own pooled features learns to say the same (ridge regression), and is added to the
-network's last layer. So the network is as fast as before, and speaks where its features know
-something that it did not use (last-layer retraining: Kirichenko et al., ICLR 2023).
+It needs no GPU: each picture passes the network and CLIP once. Support vector machines on CLIP's
+features score each picture, by folds, so that no picture is scored by a machine that was trained on
+it. A linear layer on the network's own pooled features learns to predict these scores (ridge
+regression), and is added to the network's last layer. So the network is as fast as before, and uses
+information in its features that it had not used (last-layer retraining: Kirichenko et al., ICLR
+2023).
 """
 
 import argparse
@@ -31,9 +32,9 @@ from data import Crops, read_parts
 CHUNK = 16  # pictures a pass
 FOLDS = 5
 RIDGE = 10000  # the penalty, on standardised features
-KNOWN_WEIGHT = 4  # of the pictures of sources that the labels teach, not the machine
+KNOWN_WEIGHT = 4  # of the pictures whose targets are their labels, not the machine's scores
 
-# What the network and CLIP see
+# The features of the network and of CLIP
 
 
 def choose_rows(crops: Crops, most: int, seed: int) -> np.ndarray:
@@ -45,7 +46,7 @@ def choose_rows(crops: Crops, most: int, seed: int) -> np.ndarray:
 
 
 def square(crops: Crops, row: int, recipe: dict) -> np.ndarray:
-    "The corrupted square of a crop, S × S × 3 uint8; another one if OpenCV stumbles over it."
+    "The corrupted square of a crop, S × S × 3 uint8; another one if OpenCV fails on it."
     for attempt in range(5):
         rng = random.Random(int(row) * 7 + attempt)
         try:
@@ -58,7 +59,7 @@ def square(crops: Crops, row: int, recipe: dict) -> np.ndarray:
 
 
 class Seen:
-    "What both saw, in two files of a folder. It goes on there if it was ended."
+    "The features of both, in two files of a folder. A stopped run continues there."
 
     def __init__(self, folder: Path, widths: dict, rows: np.ndarray, about: dict):
         self.file = folder / 'seen.json'
@@ -83,7 +84,7 @@ class Seen:
         self.done += n
 
     def save(self):
-        "What was seen so far is kept."
+        "Keep the features that were computed so far."
         for value in self.values.values():
             value.flush()
         write_json(self.file, dict(about=self.about, done=self.done))
@@ -116,7 +117,7 @@ def as_224(x: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.stack([resized(picture, 224) for picture in x.numpy()]))
 
 
-# What is said
+# The scores of the machine, and the linear layer that learns them
 
 
 def source_weights(source: np.ndarray, fake: np.ndarray) -> np.ndarray:
@@ -131,7 +132,7 @@ def source_weights(source: np.ndarray, fake: np.ndarray) -> np.ndarray:
 
 
 def opinions(x, source, fake, fold, components: int = 192) -> np.ndarray:
-    "What a support vector machine says of each picture, N, that learnt from the other folds."
+    "The score of each picture, N, by a support vector machine trained on the other folds."
     said = np.zeros(len(x))
     components = min(components, len(x) // 4, x.shape[1])
     for k in set(fold.tolist()):
@@ -168,7 +169,7 @@ def ridge(x, wanted, weight, penalty: float = RIDGE) -> tuple:  # weights F, bia
 
 @torch.no_grad()
 def add_to_last_layer(net, w, b, share: float):
-    "Let the logit of *fake* be greater by `share` times what the linear layer says."
+    "Add `share` times the linear layer's output to the logit of *fake*."
     w, b = torch.from_numpy(np.float32(w)) * share / 2, float(b) * share / 2
     net.classifier.weight += torch.stack([-w, w])
     net.classifier.bias += torch.tensor([-b, b])
@@ -179,11 +180,11 @@ def arguments(args=None):
     add = parser.add_argument
     add('parts', help='folder of part-*.tar, see pack.py')
     add('out', type=Path, help='folder of the run')
-    add('--init', required=True, help='weights whose last layer is taught')
+    add('--init', required=True, help='weights whose last layer is trained')
     add('--arch', default='efficientnet_b4', help="timm's name of the network")
     add('--clip', required=True, help='CLIP as clip.py writes it')
-    add('--share', type=float, default=2.0, help='of the opinion in the logit (default: 2)')
-    add('--by-label', nargs='*', default=['inswapper'], help='sources of which CLIP knows nothing')
+    add('--share', type=float, default=2.0, help='of the scores in the logit (default: 2)')
+    add('--by-label', nargs='*', default=['inswapper'], help='sources taught by labels instead')
     add('--most', type=int, default=10000, help='crops of one source (default: 10000)')
     add('--recipe', default=RECIPE, help='JSON like faces.json')
     add('--seed', type=int, default=1)

@@ -1,9 +1,9 @@
-"""Students that never see a family of sources: `python tools/gpu/left_out.py parts run --init …`.
+"""Train students without a family of sources: `python tools/gpu/left_out.py parts run --init …`.
 
-For each family in the recipe's `left_out` a student of its own learns from all other sources, and
-so do the heads on CLIP that teach it. All of them share the batches, the pairs and CLIP's view of
-them, so five students cost little more than one. What each thinks of its family's held-out
-pictures says how well the method does on a generator, or a camera, that it has never met.
+For each family in the recipe's `left_out` one student is trained on all other sources, and so are
+the heads on CLIP that teach it. All of them share the batches, the pairs and CLIP's features, so
+five students cost little more than one. A student's scores of its own family's held-out pictures
+measure how well the method works on a generator, or a camera, that was not in the training.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def couples_of(may: torch.Tensor, most: int) -> torch.Tensor:
 
 
 class BlindStudent:
-    "A student, and its teacher's heads, from which one family is kept."
+    "A student and its teacher's heads, from which one family is withheld."
 
     def __init__(self, arch, init, eyes, crops, hidden: dict, recipe: dict, device: str):
         self.recipe = recipe

@@ -1,16 +1,17 @@
 """Train a network on squares at native resolution: `python tools/gpu/native.py train parts run …`.
 
-The other scripts scale every face to the network's input, and where a face is large its finest
-detail is lost. This one cuts squares from the face that are not scaled. Its network is that of
+The other scripts scale every face to the network's input, so that a large face loses its finest
+detail. This one cuts squares from the face that are not scaled. Its network is that of
 nbs/parts/patches, the member of the packaged `faces` that looks at close-ups.
 
 In a share of the couples the fake is the photograph itself, reconstructed at native resolution by
-an autoencoder. With `--reconstructions 1` no picture of any generator is shown, so that all of them
-are unseen. `parts` are packed without shrinking: see README.md. Two processor cores are enough.
+an autoencoder. With `--reconstructions 1` the training has no picture of any generator, so that all
+of them are unseen. `parts` are packed without shrinking: see README.md. Two processor cores are
+enough.
 
-`member` then makes a member of an ensemble of what was trained: on close-ups of held-out
-photographs its logit has mean 0 and standard deviation 1, so that its share in the sum is in
-standard deviations, and a face with a close-up is no more a fake than one without.
+`member` then turns the trained weights into a member of an ensemble: on close-ups of held-out
+photographs its logit has mean 0 and standard deviation 1. So its share in the sum is in standard
+deviations, and photographs with a close-up score no higher on average than those without.
 """
 
 import argparse
@@ -50,7 +51,7 @@ from face_future.model_config import find_weights
 from face_future.patches import Patches, evidence
 
 ARCH = 'patches'
-CLOSE_UP = 345  # side in pixels from which a face's crop has a close-up in the product
+CLOSE_UP = 345  # side in pixels from which a face's crop has a close-up in `predict`
 SETTINGS = dict(rate=1e-3, weight_decay=0.03, clip=2.0, smoothing=0.04)
 SCHEDULE = dict(warmup=100, flat=0.2, least_rate=0.01, ema=0.998)
 SIZE = 128  # pixels of a square
@@ -79,7 +80,7 @@ def draw_side(longest: float, rng: random.Random) -> int:
 
 
 def softened(rgb: np.ndarray, rng: random.Random) -> np.ndarray:
-    "A square as a poor picture has it: blurred a little, enlarged, or saved at a low JPEG quality."
+    "A square of poor quality: slightly blurred, enlarged, or saved at a low JPEG quality."
     how = rng.random()
     if how < 0.4:
         return cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.4, 1.5))
@@ -99,7 +100,7 @@ def photographs(crops, most: int | None, seed: int) -> np.ndarray:  # row number
 
 
 def reconstruct_all(crops, files: list, folder: Path, a) -> PairStore:
-    "Squares of photographs and their reconstructions. A second call goes on."
+    "Squares of photographs and their reconstructions. A second call continues a stopped one."
     todo = np.repeat(photographs(crops, a.most_pairs, a.seed), MADE)
     store = PairStore(folder, len(todo), KEPT)
     if not (folder / 'pairs.meta').exists():
@@ -161,7 +162,7 @@ class Squares(IterableDataset):
         return couples
 
     def couples(self, rng) -> list:
-        "Couples of SIZE × SIZE × 3. Half of those of one picture suffer the same."
+        "Couples of SIZE × SIZE × 3. Half of those of one picture get the same corruption."
         one = rng.random() < self.share
         out = []
         for two in self._reconstructed(rng) if one else self._apart(rng):
@@ -171,7 +172,7 @@ class Squares(IterableDataset):
             mirrored = rng.random() < 0.5
             for x, seed, soft in zip(two, seeds, (self.soft, self.soft / 2), strict=True):
                 own = random.Random(seed)
-                if soft and own.random() < soft:  # without it, a seed gives what it always gave
+                if soft and own.random() < soft:  # without it, a seed gives the same as before
                     x = softened(x, own)
                 x = resized(corrupted(x, own, 0.7, SIZE), SIZE)
                 out.append(np.ascontiguousarray(x[:, ::-1]) if mirrored else x)
@@ -253,7 +254,7 @@ class Run(PlainRun):
 
 
 def read_patches(file):  # the network, and its settings
-    "What `train` or `member` wrote."
+    "The weights that `train` or `member` wrote."
     what = 'weights of native.py'
     settings = weights.inside(need(file, what))
     return fill(Patches(), read_state(file, what), file).eval(), settings
@@ -268,7 +269,7 @@ def middle(rgb: np.ndarray, box, most: int = 640) -> np.ndarray:
 
 
 def close_up(rgb: np.ndarray, box, size: int) -> np.ndarray:
-    "A face's close-up as the product cuts it, or all of a picture that is smaller."
+    "A face's close-up as `predict` cuts it, or the whole of a picture that is smaller."
     left, top, side = close_up_box(box, size, *rgb.shape[:2]) or (0, 0, size)
     return np.ascontiguousarray(rgb[top : top + side, left : left + side])
 
@@ -281,7 +282,7 @@ def says(net: Patches, square: np.ndarray, how: dict) -> float:
 
 
 def measure(a):
-    "Write what the network says of each packed face: source, group, fake, middle, close_up."
+    "Write the network's logits of each packed face: source, group, fake, middle, close_up."
     net, settings = read_patches(a.weights)
     how = settings['preprocess']
     crops = Crops(read_parts(a.parts))
@@ -325,7 +326,7 @@ def make_member(a):
 def arguments(args=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    train = commands.add_parser('train', help='train, or go on with --resume')
+    train = commands.add_parser('train', help='train, or continue with --resume')
     train.set_defaults(run=train_until_done)
     add = train.add_argument
     add('parts', help='folder of part-*.tar, see pack.py')
@@ -338,14 +339,14 @@ def arguments(args=None):
     add('--most-pairs', type=int, help=text)
     text = 'share of photographs made unsharp or saved at low quality; half of it of fakes'
     add('--soft', type=float, default=0, help=text)
-    add('--left-out', help='a family of the recipe that is not shown')
-    add('--resume', action='store_true', help='go on with the run in that folder')
+    add('--left-out', help='a family of the recipe to withhold')
+    add('--resume', action='store_true', help='continue the run in that folder')
     add('--recipe', default=RECIPE, help='JSON, for its families (default: faces.json)')
     add('--batch', type=int, default=32, help='squares a step')
     add('--seed', type=int, default=1)
     add('--workers', type=int, default=1, help='processes that make squares (0: none)')
     add('--log-every', type=int, default=100, help='steps')
-    test = commands.add_parser('measure', help='what weights say of packed faces')
+    test = commands.add_parser('measure', help='write the logits of packed faces')
     test.set_defaults(run=measure)
     test.add_argument('parts', help='folder of part-*.tar, packed with --split valid')
     test.add_argument('weights', help='native.safetensors of a run')

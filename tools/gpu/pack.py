@@ -2,8 +2,8 @@
 
 Each picture of the split *train* gives one crop, of its largest face: a square of margin 1.5, at
 most 272 pixels, as JPEG. They go into tars of at most 59 MB (`part-000.tar`, …), so that they can
-be carried piece by piece. When all are there, `index.json` lists them with their checksums. A
-second call goes on where the first was ended, for each part appears whole or not at all.
+be copied piece by piece. When all are there, `index.json` lists them with their checksums. A
+second call continues where the first was stopped, since each part appears whole or not at all.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""From the crop of a face to what the network is trained on: cut, corrupted, blended with itself.
+"""Make training squares from the crop of a face: cut, corrupted, blended with itself.
 
 All pictures are H × W × 3 uint8 RGB, and `rng` is a `random.Random`: one seed gives one picture.
 The masks are those of face_future.blends, which can't be imported here: it needs albumentations
@@ -155,7 +155,7 @@ def shrunk(rgb: np.ndarray, rng: random.Random, size: int, least: float = 0.3) -
 
 
 def enlarged(rgb: np.ndarray, rng: random.Random, most: float) -> np.ndarray:
-    "What is left if a square is made 1.2 to `most` times smaller, and as large as before again."
+    "A square made 1.2 to `most` times smaller, and enlarged to its size again."
     side = round(len(rgb) / rng.uniform(1.2, most))
     small = cv2.resize(rgb, (side, side), interpolation=cv2.INTER_AREA)
     how = rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4])
@@ -184,7 +184,7 @@ def compressed(rgb: np.ndarray, rng: random.Random, least: int = 30, most: int =
 
 
 def corrupted(rgb: np.ndarray, rng: random.Random, strength: float, size: int) -> np.ndarray:
-    "A square with what pictures suffer. `strength` multiplies the chances of most corruptions."
+    "A square with random corruptions. `strength` multiplies the chances of most of them."
     if rng.random() < 0.3:
         rgb = recoloured(rgb, rng)
     if rng.random() < 0.05:
@@ -356,7 +356,7 @@ def skin_smoothed(rgb: np.ndarray, landmarks, rng: random.Random) -> np.ndarray:
 
 
 def touched(rgb: np.ndarray, rng: random.Random) -> np.ndarray:
-    "A square with a little of what pictures suffer, so that fine detail can still be compared."
+    "A square with weak corruptions, so that fine detail can still be compared."
     if rng.random() < 0.25:
         rgb = recoloured(rgb, rng)
     if rng.random() < 0.03:

@@ -1,4 +1,4 @@
-"""A run that learns from labels alone: soft_faces.py and native.py say what it is shown."""
+"""A training run on labels alone; soft_faces.py and native.py define its pictures."""
 
 import time
 
@@ -9,7 +9,7 @@ from train import rate_at
 
 
 class PlainRun:
-    "Where a run is: steps, log and checkpoint. A subclass has a learner, `batches` and what to do."
+    "The steps, log and checkpoint of a run. A subclass has a learner, `batches` and `learn`."
 
     columns = ()  # of the log: what `learn` returns
     schedule = {}  # see `rate_at`, and `ema`
@@ -26,7 +26,7 @@ class PlainRun:
         raise NotImplementedError
 
     def learn(self, x, y, rate: float) -> tuple:
-        "One step on a batch: what is logged."
+        "One step on a batch. Gives the values to log."
         raise NotImplementedError
 
     def save_weights(self):
@@ -44,7 +44,7 @@ class PlainRun:
         self.save_weights()
 
     def resume(self):
-        "Go on where the run in the folder ended."
+        "Continue from the checkpoint in the folder."
         file = self.a.out / 'checkpoint.pth'
         if not file.exists():
             stop(f'{file}: no such file. Leave --resume away to begin a run.')
@@ -61,7 +61,7 @@ class PlainRun:
         log_line(self.a.out / 'log.csv', line | dict(zip(self.columns, means, strict=True)))
 
     def train(self):
-        "Until it is done, or is asked to stop."
+        "Train until the run is done, or is asked to stop."
         before, start, saved, rows = self.seconds, time.time(), time.time(), []
         while (done := self.done()) < 1 and not self.stopped:
             x, y = next(self.batches)

@@ -1,9 +1,9 @@
 """Train the network for soft faces: `python tools/gpu/soft_faces.py parts run --minutes 30`.
 
-It learns one thing: is the face softer than what is round it, as faces are that a swap of 128
-pixels made and enlarged? The fakes are made of the photographs (`low_face`), and with `--swaps`
-a share of the couples are real photographs and swaps of the source inswapper. Other fakes are not
-shown. Two processor cores are enough: face_future's `detail_grid` sees 100 pictures a second.
+The network learns whether the face is softer than its surroundings, as it is where a swap of 128
+pixels was enlarged. The fakes are made of the photographs (`low_face`), and with `--swaps` a share
+of the couples are photographs and real swaps of the source inswapper. There are no other fakes. Two
+processor cores are enough: face_future's `detail_grid` sees 100 pictures a second.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from data import Crops, Sources, read_parts, safely, worker_seed
 
 ARCH = 'detail_grid'
 SETTINGS = dict(rate=1.5e-3, weight_decay=0.02, drop=0.2, clip=1.0, smoothing=0.02)
-BLURRED = 0.4  # of the photographs that stand alone: soft everywhere says nothing of the face
+BLURRED = 0.4  # of the photographs outside the couples: softness everywhere is no evidence
 MET = 'inswapper'  # the source of the real swaps, and of photographs of the same set
 PLACES = 6  # a photograph and a soft face, twice, and two photographs more
 SCHEDULE = dict(warmup=200, flat=0.2, least_rate=0.01, ema=0.998)
@@ -83,7 +83,7 @@ class SoftFaces(IterableDataset):
         return [self._square(i, self.crops.read(i), draw_geometry(rng, zoom=False)) for i in rows]
 
     def couple(self, rng: random.Random) -> list:
-        "A photograph and a soft face. Half of the time both suffer the same."
+        "A photograph and a soft face. Half of the time both get the same corruption."
         two = self._met(rng) if rng.random() < self.swaps else self._made(rng)
         seeds = [rng.getrandbits(32)] * 2 if rng.random() < 0.5 else map(rng.getrandbits, (32, 32))
         return [touched(x, random.Random(s)) for x, s in zip(two, seeds, strict=True)]
@@ -203,7 +203,7 @@ def arguments(args=None):
     add('--minutes', type=float, required=True, help='length of the whole run')
     add('--swaps', type=float, default=0.0, help='share of couples with real swaps (default: 0)')
     add('--init', help='weights to begin with, such as the packaged faces (default: none)')
-    add('--resume', action='store_true', help='go on with the run in that folder')
+    add('--resume', action='store_true', help='continue the run in that folder')
     add('--recipe', default=RECIPE, help='JSON, for its size and families (default: faces.json)')
     add('--batch', type=int, default=96, help='pictures a step, a multiple of 6 (default: 96)')
     add('--seed', type=int, default=1, help='of pictures and corruptions (default: 1)')

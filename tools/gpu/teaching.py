@@ -1,9 +1,9 @@
-"""What teaches the student beside the labels: CLIP with heads of its own, and pairs made live.
+"""Teach the student beside the labels: by CLIP with its own heads, and by reconstruction pairs.
 
-Heads on CLIP's features learn from the labels while the student does, and say their opinion of each
-picture (distillation, Hinton et al. 2015). Student and teacher see the very same corrupted square
-(Beyer et al. 2022). Each head is blind to one fold of the groups, and only that head is asked about
-them, so that no opinion is a memory. The student also imitates the features (Romero et al. 2015).
+Heads on CLIP's features learn from the labels at the same time as the student, and give a score to
+each picture (distillation, Hinton et al. 2015). Student and teacher see the same corrupted square
+(Beyer et al. 2022). Each head is trained without one fold of the groups, and scores that fold only,
+so that no score is memorised. The student also imitates the features (Romero et al. 2015).
 """
 
 import os
@@ -35,7 +35,7 @@ def own_group(worker: int):
 
 
 class Eyes:
-    "CLIP, left as it is, and the components of what it sees that a student imitates."
+    "Frozen CLIP, and the principal components of its features that a student imitates."
 
     def __init__(self, clip: str | Path, settings: dict, device: str):
         s = self.settings = settings
@@ -58,7 +58,7 @@ class Eyes:
         return self.clip(pictures)
 
     def imitated(self, pictures) -> dict:
-        "What the student is to imitate (B × n, B × m × h × w), and what the heads see (B × 6144)."
+        "What the student imitates (B × n, B × m × h × w), and the input of the heads (B × 6144)."
         features, tokens = self.see(pictures)
         n = round(tokens.shape[1] ** 0.5)
         grid = self.token_basis(tokens.float()).transpose(1, 2).unflatten(2, (n, n))
@@ -82,7 +82,7 @@ class Eyes:
 
 
 class Teacher:
-    "Heads that learn on what CLIP sees, and what they say of a batch of pictures."
+    "Heads that learn on CLIP's features, and their scores of a batch of pictures."
 
     def __init__(self, eyes: Eyes, crops: Crops, settings: dict, device: str):
         s = self.settings = settings
@@ -92,10 +92,10 @@ class Teacher:
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), **how)
         self.fold = torch.from_numpy(crops.folds(s['folds'])).to(device)
         asked = ~np.isin(crops.source, s['no_opinions_of'])
-        self.asked = torch.from_numpy(asked).to(device)  # N bool: are there opinions of this row
+        self.asked = torch.from_numpy(asked).to(device)  # N bool: does this row get opinions
 
     def __call__(self, seen: dict, about, step: int, left: float) -> dict:
-        "Let the heads learn from what was seen, then ask them. `left` is the share still to come."
+        "Train the heads on the features, then score them. `left` is the share of the run to come."
         fake, kind, row = about.T
         fold = self.fold[row]
         z = seen['standard']
@@ -148,7 +148,7 @@ def scratch_folder(out: Path, size: int) -> Path:
 
 
 class PairMaker:
-    "Reconstructs photographs, a batch at a time, and puts them where the workers draw from."
+    "Reconstructs photographs, a batch at a time, and stores them for the workers to sample from."
 
     def __init__(self, files: list, crops: Crops, recipe: dict, out: Path, device: str):
         p = self.settings = recipe['pairs']

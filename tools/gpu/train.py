@@ -1,9 +1,10 @@
 """Train the detector on a GPU: `python tools/gpu/train.py parts run --init faces.safetensors`.
 
-It needs PyTorch, timm, safetensors, OpenCV and NumPy, and the files beside it. With `--clip` it is
-taught by CLIP, with `--autoencoder` a quarter of the couples are a photograph and its
+It needs PyTorch, timm, safetensors, OpenCV and NumPy, and the files beside it. With `--clip` the
+student is taught by CLIP; with `--autoencoder` a quarter of the couples are a photograph and its
 reconstruction. The run's folder gets `checkpoint.pth` (all that `--resume` needs), `log.csv` and
-the weights. SIGTERM and Ctrl-C end it in good order: `timeout 500 python …`, then `--resume`.
+the weights. SIGTERM and Ctrl-C end the run with a checkpoint: `timeout 500 python …`, then
+`--resume`.
 """
 
 import argparse
@@ -153,7 +154,7 @@ def share_right(logit, fake, which):
 
 
 class Run:
-    "A training run: what it is made of, where it is, and how it goes on."
+    "A training run: its parts, its progress, and its steps."
 
     def __init__(self, options: dict, recipe: dict, a, saved: dict | None):
         self.options = options
@@ -321,7 +322,7 @@ class Run:
             setattr(self, key, saved[key])
 
     def train(self, log_every: int, save_minutes: float):
-        "Until the run is done, or is asked to stop."
+        "Train until the run is done, or is asked to stop."
         self.begin()
         while (done := self.done()) < 1 and not self.stopped:
             self.train_step(done)
@@ -338,16 +339,16 @@ class Run:
 
 
 def read_checkpoint(out: Path) -> dict:
-    "What `--resume` goes on from. The program ends if it isn't there, or is damaged."
+    "The checkpoint for `--resume`. The program ends if it isn't there, or is damaged."
     file = need(out / 'checkpoint.pth', 'the run to go on with')
     try:
         return torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:  # what a damaged pickle makes may be any
+    except Exception as error:  # a damaged pickle may raise any error
         stop(f'{file}: damaged, or of another program ({error}).')
 
 
 def check_resumed(a, saved: dict):
-    "End the program if the options don't fit the run that they are to go on with."
+    "End the program if the options don't fit the run that they are to continue."
     changed = [k for k in OF_THE_RUN if getattr(a, k) is not None]
     if changed:
         names = ', '.join('--' + k.replace('_', '-') for k in changed)
@@ -358,7 +359,7 @@ def check_resumed(a, saved: dict):
 
 
 def choose_options(a, saved: dict | None) -> tuple:  # options, recipe
-    "What was asked for now, else what the run had, else the defaults."
+    "The options of this call, else those of the run, else the defaults."
     given = {k: getattr(a, k) for k in DEFAULTS if getattr(a, k) is not None}
     options = DEFAULTS | (saved['options'] if saved else {}) | given
     if saved:
@@ -407,13 +408,13 @@ def arguments(args=None):
     add = parser.add_argument
     add('parts', help='folder of part-*.tar, see pack.py')
     add('out', type=Path, help='folder of the run')
-    add('--resume', action='store_true', help='go on with the run in that folder')
+    add('--resume', action='store_true', help='continue the run in that folder')
     add('--init', help='weights to begin with (safetensors), or `random`')
-    add('--arch', help="timm's name of the network (default: what the weights say)")
+    add('--arch', help="timm's name of the network (default: that of the weights)")
     add('--minutes', type=float, help='length of the whole run, from its first step')
     add('--images', type=int, help='the same, in images')
     add('--batch', type=int, help='images a step (default: 256)')
-    add('--clip', help='CLIP as clip.py writes it (without it, only labels teach)')
+    add('--clip', help='CLIP as clip.py writes it (without it, labels only)')
     add('--autoencoder', nargs=2, metavar=('ENCODER', 'DECODER'), help="TAEF2's two halves")
     small = 'a second, smaller student (default: tf_efficientnet_lite0)'
     add('--small', nargs='?', const='tf_efficientnet_lite0', metavar='ARCH', help=small)

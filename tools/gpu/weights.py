@@ -1,8 +1,8 @@
-"""Weights with their settings: `python tools/gpu/weights.py RUN faces_new.safetensors`.
+"""Join weights and their settings: `python tools/gpu/weights.py RUN faces_new.safetensors`.
 
 train.py writes weights in half precision. Where face_future can be imported, the settings go into
-the file. Where not, they lie beside it in `recipe.json`, and this script, at home, puts the two
-together. `face_future pack` then calibrates and measures them.
+the file. Where it can't, they are written beside it as `NAME.recipe.json`, and this script joins
+the two on a machine with face_future. `face_future pack` then calibrates and measures them.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def halved(state: dict) -> dict:
     return {k: v.detach().cpu().contiguous() for k, v in state.items()}
 
 
-def write(state: dict, settings: dict, file: str | Path) -> str:  # what was written, in words
+def write(state: dict, settings: dict, file: str | Path) -> str:  # a sentence on what was written
     "Weights with their settings inside, or without face_future, beside `NAME.recipe.json`."
     try:
         from face_future.model import save_weights
