@@ -521,6 +521,8 @@ def export(
     typer.echo(exported_line(file))
     if labels_file:
         say_precisions(file, labels_file, n, root)
+    else:
+        typer.echo('Its precision of 16 bits is used if asked for only: --labels-file measures it.')
     keep_known(Predictor(file.with_suffix('.safetensors'), device='cpu', backend='onnx'))
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-benchrow
