@@ -522,7 +522,10 @@ def export(
     if labels_file:
         say_precisions(file, labels_file, n, root)
     else:
-        typer.echo('Its precision of 16 bits is used if asked for only: --labels-file measures it.')
+        typer.echo(
+            'Its accuracy in 16 bits is not known, so they are used only where --backend says so. '
+            '--labels-file measures it.'
+        )
     keep_known(Predictor(file.with_suffix('.safetensors'), device='cpu', backend='onnx'))
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-benchrow
