@@ -7,13 +7,12 @@ measure how well the method works on a generator, or a camera, that was not in t
 """
 
 import argparse
-import signal
 import time
 from pathlib import Path
 
 import torch
 import weights
-from common import RECIPE, need, read_recipe, stop
+from common import RECIPE, need, read_recipe, stop, stopped_by_signals
 from nets import fill, read_state
 from teaching import Eyes, PairMaker, Teacher, loader
 from train import Learner, margin_of, normalised, rate_at, share_right, student_loss
@@ -132,14 +131,15 @@ def main(args=None):
     a = parser.parse_args(args)
     if a.minutes <= 0 or a.share < 4 or a.share % 2 or a.share > a.batch:
         stop('--minutes must be above 0, and --share even, at least 4 and at most --batch.')
-    for file in (a.init, a.clip, *a.autoencoder):
-        file and need(file, 'weights')
+    if a.batch % 2:
+        stop(f'--batch {a.batch}: must be even, for couples.')
+    for file in filter(None, (a.init, a.clip, *a.autoencoder)):
+        need(file, 'weights')
     recipe = read_recipe(a.recipe)
     a.out.mkdir(parents=True, exist_ok=True)
     a.stopped = False
-    before = signal.signal(signal.SIGTERM, lambda *_: setattr(a, 'stopped', True))
-    students = train(a, recipe)
-    signal.signal(signal.SIGTERM, before)
+    with stopped_by_signals(a):
+        students = train(a, recipe)
     for name, student in students.items():
         about = dict(left_out=recipe['left_out'][name], images=a.images, minutes=a.minutes)
         settings = student.settings | dict(recipe=about)
