@@ -14,8 +14,8 @@ import torch
 import weights
 from common import RECIPE, need, read_recipe, stop, stopped_by_signals
 from nets import fill, read_state
-from teaching import Eyes, PairMaker, Teacher, loader
-from train import Learner, margin_of, normalised, rate_at, share_right, student_loss
+from teaching import ClipFeatures, PairMaker, Teacher, loader
+from train import Learner, accuracy_of, margin_of, normalised, rate_at, student_loss
 
 from data import APART, Batches, Crops, may_see, read_parts
 
@@ -29,7 +29,7 @@ def couples_of(may: torch.Tensor, most: int) -> torch.Tensor:
 class BlindStudent:
     "A student and its teacher's heads, from which one family is withheld."
 
-    def __init__(self, arch, init, eyes, crops, hidden: dict, recipe: dict, device: str):
+    def __init__(self, arch, init, features, crops, hidden: dict, recipe: dict, device: str):
         self.recipe = recipe
         self.device = device
         self.settings = weights.settings_for(arch, init, recipe['size'])
@@ -37,7 +37,7 @@ class BlindStudent:
         if init:
             fill_body(self.learner.net.net, read_state(init, 'weights to begin with'), init)
             self.learner.start_average()
-        self.teacher = Teacher(eyes, crops, recipe['teacher'], device)
+        self.teacher = Teacher(features, crops, recipe['teacher'], device)
         self.may = torch.from_numpy(may_see(crops, hidden)).to(device)
 
     def learn(self, x, about, seen: dict, step: int, done: float, most: int) -> dict:
@@ -53,7 +53,7 @@ class BlindStudent:
         self.learner.step(total, rate_at(step, done, self.recipe))
         self.learner.follow(step + 1, self.recipe['ema'])
         fake, kind, _ = about.T
-        right = share_right(margin_of(out[0].detach()), fake, kind == APART)
+        right = accuracy_of(margin_of(out[0].detach()), fake, kind == APART)
         return {k: v.detach() for k, v in parts.items()} | dict(right=right)
 
 
@@ -73,9 +73,9 @@ def train(a, recipe: dict) -> dict:  # the students by their families' names
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(a.seed)
     crops = Crops(read_parts(a.parts))
-    eyes = Eyes(a.clip, recipe['teacher'], device)
+    features = ClipFeatures(a.clip, recipe['teacher'], device)
     students = {
-        k: BlindStudent(a.arch, a.init, eyes, crops, v, recipe, device)
+        k: BlindStudent(a.arch, a.init, features, crops, v, recipe, device)
         for k, v in recipe['left_out'].items()
     }
     pairs = PairMaker(a.autoencoder, crops, recipe, a.out, device)
@@ -85,20 +85,20 @@ def train(a, recipe: dict) -> dict:  # the students by their families' names
             loader(Batches(crops, pairs.store, recipe, a.batch, a.seed), a.workers, device)
         )
         for_all = torch.stack([p.may for p in students.values()]).all(0).cpu()
-        print(eyes.fit_bases(batches, for_all), flush=True)
-        loop(a, recipe, students, eyes, pairs, batches, device)
+        print(features.fit_bases(batches, for_all), flush=True)
+        loop(a, recipe, students, features, pairs, batches, device)
     finally:
         pairs.end()
     return students
 
 
-def loop(a, recipe, students, eyes, pairs, batches, device):
+def loop(a, recipe, students, features, pairs, batches, device):
     start, step, rows = time.time(), 0, []
     while (done := (time.time() - start) / 60 / a.minutes) < 1 and not a.stopped:
         if step % recipe['pairs']['every'] == 0:
             pairs.make()
         x, about = (v.to(device, non_blocking=True) for v in next(batches))
-        seen = eyes.imitated(x)
+        seen = features.imitated(x)
         rows.append({k: p.learn(x, about, seen, step, done, a.share) for k, p in students.items()})
         step += 1
         if step % a.log_every == 0:
