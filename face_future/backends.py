@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'BACKENDS', 'find_graph', 'BackendMissing', 'cpu_threads', 'in_chunks', 'usable_device', 'Torch', 'Onnx',
-           'OpenVino', 'cpu_name', 'keep_order', 'known_order', 'check_backend', 'candidates', 'make_backend',
-           'Reopened']
+           'load_openvino', 'OpenVino', 'cpu_name', 'keep_order', 'known_order', 'check_backend', 'candidates',
+           'make_backend', 'Reopened']
 
 # %% ../nbs/parts/backends.ipynb #b04b-imports
 import hashlib
@@ -71,9 +71,10 @@ def _need(module: str, extra: str):
 
 # %% ../nbs/parts/backends.ipynb #b04b-threads
 def cpu_threads() -> int:
-    "Threads for a network on this CPU: `OMP_NUM_THREADS`, else the cores that we may use."
+    "Threads for a network on this CPU: `OMP_NUM_THREADS` if it is a number, else our cores."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return int((os.environ.get('OMP_NUM_THREADS') or str(cores)).split(',')[0])
+    given = os.environ.get('OMP_NUM_THREADS', '').split(',')[0].strip()
+    return int(given) if given.isdecimal() and int(given) else cores or 1
 
 # %% ../nbs/parts/backends.ipynb #b04b-chunks
 CHUNK = 8  # images at once on a CPU
@@ -171,7 +172,7 @@ class Onnx:
         return in_chunks(self.run, x, 4)
 
 # %% ../nbs/parts/backends.ipynb #b04b-openvino-import
-def _openvino():
+def load_openvino():
     "OpenVINO without its telemetry, which looks up a host and writes an id into the home folder."
     # Importing the telemetry then fails, and a stub takes its place.
     sys.modules.setdefault('openvino_telemetry', None)
@@ -182,7 +183,7 @@ def _openvino():
 # %% ../nbs/parts/backends.ipynb #b04b-compiled
 def _compiled(file, precision, streams):
     "The graph, compiled by OpenVINO. A `BackendMissing` says that the CPU lacks this arithmetic."
-    core = _openvino().Core()
+    core = load_openvino().Core()
     capabilities = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
     if precision == 'bf16' and 'BF16' not in capabilities:
         raise BackendMissing('This processor has no 16-bit (bfloat16) arithmetic: use openvino.')

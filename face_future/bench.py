@@ -27,6 +27,7 @@ from face_future.backends import (
     cpu_threads,
     find_graph,
     keep_order,
+    load_openvino,
 )
 from face_future.bench_cases import (
     beside_cases,
@@ -141,15 +142,13 @@ KINDS = dict(
 # %% ../nbs/parts/bench.ipynb #v08b-profile
 def _profile(graph, size, precision, batch, repeats) -> list:  # (node type, operation, ms an image)
     "OpenVINO's own clock: the median time of each operation (None: it is part of another)."
-    import openvino as ov
-
     options = dict(
         INFERENCE_PRECISION_HINT=precision,
         INFERENCE_NUM_THREADS=cpu_threads(),
         NUM_STREAMS=1,
         PERF_COUNT=True,
     )
-    net = ov.Core().compile_model(str(graph), 'CPU', options)
+    net = load_openvino().Core().compile_model(str(graph), 'CPU', options)
     request = net.create_infer_request()
     channels = net.inputs[0].partial_shape[1].get_length()
     x = np.random.default_rng(0).normal(size=(batch, channels, size, size)).astype(np.float32)

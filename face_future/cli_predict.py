@@ -450,7 +450,8 @@ def check_address(host: str, port: int):
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
         with socket.socket(*found[0][:2]) as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name == 'posix':  # in Windows it would share the port with another program
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             s.bind(found[0][4])
     except (OSError, UnicodeError) as e:
         why = getattr(e, 'strerror', None) or 'no name of a host'

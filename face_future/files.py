@@ -64,7 +64,10 @@ def _longer_where_shared(found: list, longer: list) -> list:
 def _from_their_folder(files: list) -> list:  # paths, of text
     "Each file's path from the deepest folder that holds all of them, however that was named."
     files = [os.path.abspath(f) for f in files]
-    folder = os.path.commonpath([os.path.dirname(f) for f in files]) if files else ''
+    try:
+        folder = os.path.commonpath([os.path.dirname(f) for f in files]) if files else ''
+    except ValueError:  # they are on several drives
+        return [Path(f).as_posix() for f in files]
     return [Path(f).relative_to(folder).as_posix() for f in files]
 
 
@@ -435,6 +438,15 @@ def _place(file: str | Path) -> str:
     return os.path.join(os.path.realpath(Path(file).parent), Path(file).name)
 
 
+def _identity(file: str | Path) -> tuple | None:  # device and number, None if it is not there
+    "Which file it is, whatever its spelling: some systems take `A.csv` and `a.csv` for one."
+    try:
+        s = os.stat(file)
+        return s.st_dev, s.st_ino
+    except OSError:
+        return None
+
+
 def check_apart(
     files: list,  # paths that are read
     out: str | Path,  # a folder
@@ -443,8 +455,9 @@ def check_apart(
     "Raise `ValueError`, with a sentence, if one of `files` would be written over."
     out = os.path.realpath(out)
     written = {os.path.join(out, name) for name in names}
+    there = set(map(_identity, written)) - {None}
     for f in files:
-        if written & {_place(f), os.path.realpath(f)}:
+        if written & {_place(f), os.path.realpath(f)} or (there and _identity(f) in there):
             what = f'{short(Path(f).name)} is read, and could be written over in {short(out, 200)}'
             raise ValueError(f'{what}. Choose another folder (--out).')
 

@@ -11,6 +11,7 @@ __all__ = ['CLASSES', 'CONVENTIONS', 'LABEL_SOURCES', 'COLUMNS', 'LabelError', '
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import NoneType
@@ -319,7 +320,9 @@ def _meta(self: Labels, json_file: Path, text: str, checksums: list[str] | None 
     "What stands beside the list `text` that is to be written as `json_file`."
     from face_future import __version__
 
-    root = os.path.relpath(self.root, json_file.absolute().parent)
+    root = self.root.absolute()
+    with suppress(ValueError):  # in Windows it may be on another drive
+        root = os.path.relpath(root, json_file.absolute().parent)
     return dict(
         root=Path(root).as_posix(),
         label_source=self.label_source,

@@ -262,8 +262,10 @@ def _pair_name(data, autoencoder, settings):
 
 
 def pair_folder() -> Path:
-    "Where pairs are kept, beside the faces that were found."
-    return cache_file().parent / 'pairs'
+    "Where pairs are kept, beside the faces that were found. A `ValueError` if there is no place."
+    if not (found := cache_file()):
+        raise ValueError('No home folder to keep pairs in: FACE_FUTURE_CACHE names another.')
+    return found.parent / 'pairs'
 
 # %% ../nbs/parts/latent.ipynb #e01e-foundormade
 def _bytes_of(file):

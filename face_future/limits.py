@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -163,10 +163,16 @@ def _address_space(memory: int) -> int:  # bytes
 @contextmanager
 def memory_limit(memory: int):  # bytes beyond those in use now
     "Give the block no more memory than that: where it asks for more, a `MemoryError` is raised."
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        yield
+        return
     now, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_address_space(memory), hard))
+    most = _address_space(memory)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    with suppress(ValueError, OSError):  # macOS may refuse
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     try:
         yield
     finally:
@@ -175,9 +181,13 @@ def memory_limit(memory: int):  # bytes beyond those in use now
 # %% ../nbs/parts/limits.ipynb #l06-time
 @contextmanager
 def time_limit(seconds: float):
-    "The process ends if the block runs for longer than that."
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    "The process ends if the block runs for longer than that, where the system has alarms."
+    set_alarm = getattr(signal, 'setitimer', None)
+    if not set_alarm:  # Windows
+        yield
+        return
+    set_alarm(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        set_alarm(signal.ITIMER_REAL, 0)

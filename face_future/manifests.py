@@ -114,10 +114,9 @@ def _with_slashes(path: str, root: Path) -> str:
 
 def _from_root(path: str, root: Path) -> str:
     "An absolute path as one from the root, if it lies there. Any other stays as it is."
-    if not os.path.isabs(path):
-        return path
-    below = Path(os.path.relpath(path, os.path.abspath(root)))
-    return path if below.parts[:1] == ('..',) else below.as_posix()
+    root = os.path.abspath(root)
+    inside = os.path.isabs(path) and Path(os.path.normpath(path)).is_relative_to(root)
+    return Path(os.path.relpath(path, root)).as_posix() if inside else path
 
 # %% ../nbs/parts/manifests.ipynb #man-columns
 KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest

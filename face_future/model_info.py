@@ -42,7 +42,7 @@ def repository_commit(folder: Path) -> str:  # of the package
         done = subprocess.run(command, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return ''
-    return done.stdout.strip()
+    return '' if done.returncode else done.stdout.strip()
 
 # %% ../nbs/parts/model_info.ipynb #mi-commit
 @lru_cache

@@ -258,7 +258,7 @@ class _Watched:
 
     def step_aside(self):
         "Leave the processor to others from now on."
-        self.known.nice(10)
+        self.known.nice(getattr(psutil, 'BELOW_NORMAL_PRIORITY_CLASS', 10))  # Windows has classes
 
     def kill(self):
         "End the process."

@@ -209,7 +209,8 @@ def kills(folder, n, wanted, shard, seed) -> list:
                 if who := kill_one(cluster, driver, out, rng):
                     killed.append(who)
                     print(killed, len(parts(out)) * shard, flush=True)
-            driver.wait()
+            if driver.wait() > 0:  # by itself, and not by a signal of ours
+                raise SystemExit(f'The driver ended with {driver.returncode}, as it says above.')
         want = pq.read_table(source)['id'].to_pylist()
         got = pq.read_table(out / 'predictions')['index'].to_pylist()
     counted = {f'{who} kills': killed.count(who) for who in ('worker', 'driver')}
@@ -234,7 +235,7 @@ def main():
         rows = rate(a.pictures, a.n, a.rounds, a.shard, a.workers)
     else:
         rows = kills(a.pictures, a.n, a.kills, a.shard, a.seed)
-    with (a.out or RESULTS / f'scale_{a.what}.csv').open('w', newline='') as f:
+    with (a.out or RESULTS / f'scale_{a.what}.csv').open('w', newline='', encoding='utf-8') as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(k for row in rows for k in row)))
         writer.writeheader()
         writer.writerows(rows)

@@ -85,7 +85,7 @@ def read_recipe(file: str | Path = RECIPE) -> dict:
 
 @contextmanager
 def stopped_by_signals(run):
-    "Within, SIGTERM and Ctrl-C set `run.stopped`, so that it ends with a checkpoint."
+    "Within, SIGTERM and Ctrl-C set `run.stopped`, so that it ends as a finished run does."
 
     def ask(*_):
         run.stopped = True

@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 import tarfile
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 APART, LATENT, BLEND = 0, 1, 2  # how the two pictures of a couple are related
 
 
-@lru_cache(maxsize=None)  # one for each process: a memory map can't be sent to a worker
+@cache  # one for each process: a memory map can't be sent to a worker
 def mapped(file: str, changed: int) -> np.memmap:
     "A file's bytes, mapped into memory. `changed` (see `os.stat`) tells a file from its successor."
     return np.memmap(file, np.uint8, 'r')
@@ -75,7 +75,10 @@ class Crops:
 
     def folds(self, k: int) -> np.ndarray:  # N, 0 to k - 1
         "A fold for each crop, by its group's name."
-        digits = [hashlib.md5(g.encode()).hexdigest()[:6] for g in self.group.tolist()]
+        digits = [
+            hashlib.md5(g.encode(), usedforsecurity=False).hexdigest()[:6]
+            for g in self.group.tolist()
+        ]
         return np.array([int(d, 16) % k for d in digits])
 
 
@@ -116,7 +119,8 @@ class PairStore:
 
     @property
     def meta(self) -> np.ndarray:
-        "`kept` × 4 int32: is it ready, its side, the photograph's row, is it pasted into the face."
+        """`kept` × 4 int32: how often its place was filled (0: it is not ready), its side, the
+        photograph's row, is it pasted into the face."""
         return _writable(f'{self.folder}/pairs.meta', 'int32', (self.kept, 4))
 
     @property
@@ -127,23 +131,25 @@ class PairStore:
         return int((self.meta[:, 0] > 0).sum())
 
     def put(self, k: int, row: int, photo: np.ndarray, fake: np.ndarray, is_pasted: bool):
-        "Write pair k (modulo `kept`), both side × side × 3. A reader never sees half of it."
-        k %= self.kept
+        "Write pair k (modulo `kept`), both side × side × 3, in the place of an earlier one."
+        lap, k = divmod(k, self.kept)
         n = photo.size
         self.meta[k, 0] = 0
         self.pixels[k, 0, :n] = photo.reshape(-1)
         self.pixels[k, 1, :n] = fake.reshape(-1)
-        self.meta[k] = 1, len(photo), row, is_pasted
+        self.meta[k] = lap + 1, len(photo), row, is_pasted
 
     def get(self, k: int) -> tuple:  # photograph, reconstruction, row, is it pasted
-        "Pair k."
-        _, side, row, is_pasted = self.meta[k].tolist()
+        "Pair k. Raises a `ValueError` if another one took its place meanwhile."
+        lap, side, row, is_pasted = about = self.meta[k].tolist()
         halves = self.pixels[k, :, : 3 * side * side]
         photo, fake = np.array(halves).reshape(2, side, side, 3)
+        if not lap or self.meta[k].tolist() != about:
+            raise ValueError(f'pair {k} was replaced while it was read')
         return photo, fake, row, bool(is_pasted)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _writable(file, dtype, shape):
     return np.memmap(file, dtype, 'r+', shape=shape)
 

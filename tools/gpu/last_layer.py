@@ -58,7 +58,7 @@ def square(crops: Crops, row: int, recipe: dict) -> np.ndarray:
     stop(f'crop {row} of {crops.source[row]}: {why}. Pack the parts again without it.')
 
 
-class Seen:
+class Features:
     "The features of both, in two files of a folder. A stopped run continues there."
 
     def __init__(self, folder: Path, widths: dict, rows: np.ndarray, about: dict):
@@ -94,20 +94,20 @@ class Seen:
 
 
 @torch.no_grad()
-def look(crops: Crops, seen: Seen, net, clip, how: dict, recipe: dict):
+def extract(crops: Crops, features: Features, net, clip, how: dict, recipe: dict):
     "Let the network and CLIP see each square once."
-    start, before = time.time(), seen.done
-    while seen.done < len(seen.rows):
-        rows = seen.rows[seen.done : seen.done + CHUNK]
+    start, before = time.time(), features.done
+    while features.done < len(features.rows):
+        rows = features.rows[features.done : features.done + CHUNK]
         x = torch.from_numpy(np.stack([square(crops, i, recipe) for i in rows]))
         with torch.autocast('cpu', torch.bfloat16):
             maps = net.forward_features(normalised(x, how['mean'], how['std']))
             pooled = net.forward_head(maps, pre_logits=True)
-            seen.put(pooled=pooled, clip=clip(as_224(x))[0])
-        if seen.done % (CHUNK * 50) == 0 or seen.done == len(seen.rows):
-            seen.save()
-            speed = (seen.done - before) / (time.time() - start)
-            print(f'{seen.done} of {len(seen.rows)} seen, {speed:.1f} a second', flush=True)
+            features.put(pooled=pooled, clip=clip(as_224(x))[0])
+        if features.done % (CHUNK * 50) == 0 or features.done == len(features.rows):
+            features.save()
+            speed = (features.done - before) / (time.time() - start)
+            print(f'{features.done} of {len(features.rows)} seen, {speed:.1f} a second', flush=True)
 
 
 def as_224(x: torch.Tensor) -> torch.Tensor:
@@ -131,9 +131,9 @@ def source_weights(source: np.ndarray, fake: np.ndarray) -> np.ndarray:
     return weight * len(weight) / 2
 
 
-def opinions(x, source, fake, fold, components: int = 192) -> np.ndarray:
+def svm_scores(x, source, fake, fold, components: int = 192) -> np.ndarray:
     "The score of each picture, N, by a support vector machine trained on the other folds."
-    said = np.zeros(len(x))
+    score = np.zeros(len(x))
     components = min(components, len(x) // 4, x.shape[1])
     for k in set(fold.tolist()):
         learn = fold != k
@@ -144,25 +144,25 @@ def opinions(x, source, fake, fold, components: int = 192) -> np.ndarray:
         machine = make_pipeline(StandardScaler(), pca, svm)
         weight = source_weights(source[learn], fake[learn])
         machine.fit(x[learn], fake[learn], svc__sample_weight=weight)
-        said[~learn] = machine.decision_function(x[~learn])
-    return said
+        score[~learn] = machine.decision_function(x[~learn])
+    return score
 
 
-def what_to_say(said, fake, is_silent, by_label) -> np.ndarray:
-    """The opinion where it is right, and 0 where it is wrong or the machine is to be silent.
+def targets_of(score, fake, is_unscored, by_label) -> np.ndarray:
+    """The score where it is right, and 0 where it is wrong or not to be used.
 
-    Where the label teaches, 1 or -1. `said`, `fake`, `is_silent`, `by_label`: N each."""
-    right = np.where(fake, np.maximum(said, 0), np.minimum(said, 0))
-    right = np.where(is_silent, 0.0, right)
+    Where the label teaches, 1 or -1. `score`, `fake`, `is_unscored`, `by_label`: N each."""
+    right = np.where(fake, np.maximum(score, 0), np.minimum(score, 0))
+    right = np.where(is_unscored, 0.0, right)
     return np.where(by_label, np.where(fake, 1.0, -1.0), right)
 
 
-def ridge(x, wanted, weight, penalty: float = RIDGE) -> tuple:  # weights F, bias
-    "The linear layer that comes nearest to `wanted` (N) on N × F features."
+def ridge(x, target, weight, penalty: float = RIDGE) -> tuple:  # weights F, bias
+    "The linear layer that comes nearest to `target` (N) on N × F features."
     scale = StandardScaler().fit(x)
     spread = np.maximum(scale.scale_, 1e-6)
     z = ((x - scale.mean_) / spread).clip(-6, 6)
-    fit = Ridge(penalty).fit(z, wanted, sample_weight=weight)
+    fit = Ridge(penalty).fit(z, target, sample_weight=weight)
     w = fit.coef_ / spread
     return w, fit.intercept_ - w @ scale.mean_
 
@@ -207,21 +207,21 @@ def main(args=None):
     clip = Clip(a.clip, teacher['blocks'], teacher['token_block']).eval()
     widths = dict(pooled=net.num_features, clip=2 * len(teacher['blocks']) * clip.net.embed_dim)
     about = dict(pictures=len(rows), most=a.most, seed=a.seed, init=Path(a.init).name, arch=a.arch)
-    seen = Seen(a.out, widths, rows, about)
-    look(crops, seen, net, clip, settings['preprocess'], recipe)
+    features = Features(a.out, widths, rows, about)
+    extract(crops, features, net, clip, settings['preprocess'], recipe)
 
     source, fake, fold = crops.source[rows], crops.fake[rows], crops.folds(FOLDS)[rows]
     by_label = np.isin(source, a.by_label)
-    is_silent = np.isin(source, teacher['no_opinions_of'])
-    said = opinions(seen.read('clip'), source, fake, fold)
+    is_unscored = np.isin(source, teacher['no_opinions_of'])
+    score = svm_scores(features.read('clip'), source, fake, fold)
     weight = source_weights(source, fake) * np.where(by_label, KNOWN_WEIGHT, 1)
-    w, b = ridge(seen.read('pooled'), what_to_say(said, fake, is_silent, by_label), weight)
+    w, b = ridge(features.read('pooled'), targets_of(score, fake, is_unscored, by_label), weight)
     add_to_last_layer(net, w, b, a.share)
     about |= dict(script='last_layer.py', share=a.share, by_label=a.by_label, ridge=RIDGE)
     before = weights.settings_of(a.init).get('recipe', {})
     settings |= dict(recipe=before | dict(last_layer=about))
     weights.write(net.state_dict(), settings, a.out / 'faces.safetensors')
-    agree = np.corrcoef(seen.read('pooled') @ w + b, said)[0, 1]
+    agree = np.corrcoef(features.read('pooled') @ w + b, score)[0, 1]
     print(f'{len(rows)} pictures; agrees with the machine: correlation {agree:.2f}')
     return net
 

@@ -7,16 +7,15 @@ measure how well the method works on a generator, or a camera, that was not in t
 """
 
 import argparse
-import signal
 import time
 from pathlib import Path
 
 import torch
 import weights
-from common import RECIPE, need, read_recipe, stop
+from common import RECIPE, need, read_recipe, stop, stopped_by_signals
 from nets import fill, read_state
-from teaching import Eyes, PairMaker, Teacher, loader
-from train import Learner, margin_of, normalised, rate_at, share_right, student_loss
+from teaching import ClipFeatures, PairMaker, Teacher, loader
+from train import Learner, accuracy_of, margin_of, normalised, rate_at, student_loss
 
 from data import APART, Batches, Crops, may_see, read_parts
 
@@ -30,7 +29,7 @@ def couples_of(may: torch.Tensor, most: int) -> torch.Tensor:
 class BlindStudent:
     "A student and its teacher's heads, from which one family is withheld."
 
-    def __init__(self, arch, init, eyes, crops, hidden: dict, recipe: dict, device: str):
+    def __init__(self, arch, init, features, crops, hidden: dict, recipe: dict, device: str):
         self.recipe = recipe
         self.device = device
         self.settings = weights.settings_for(arch, init, recipe['size'])
@@ -38,7 +37,7 @@ class BlindStudent:
         if init:
             fill_body(self.learner.net.net, read_state(init, 'weights to begin with'), init)
             self.learner.start_average()
-        self.teacher = Teacher(eyes, crops, recipe['teacher'], device)
+        self.teacher = Teacher(features, crops, recipe['teacher'], device)
         self.may = torch.from_numpy(may_see(crops, hidden)).to(device)
 
     def learn(self, x, about, seen: dict, step: int, done: float, most: int) -> dict:
@@ -54,7 +53,7 @@ class BlindStudent:
         self.learner.step(total, rate_at(step, done, self.recipe))
         self.learner.follow(step + 1, self.recipe['ema'])
         fake, kind, _ = about.T
-        right = share_right(margin_of(out[0].detach()), fake, kind == APART)
+        right = accuracy_of(margin_of(out[0].detach()), fake, kind == APART)
         return {k: v.detach() for k, v in parts.items()} | dict(right=right)
 
 
@@ -74,9 +73,9 @@ def train(a, recipe: dict) -> dict:  # the students by their families' names
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(a.seed)
     crops = Crops(read_parts(a.parts))
-    eyes = Eyes(a.clip, recipe['teacher'], device)
+    features = ClipFeatures(a.clip, recipe['teacher'], device)
     students = {
-        k: BlindStudent(a.arch, a.init, eyes, crops, v, recipe, device)
+        k: BlindStudent(a.arch, a.init, features, crops, v, recipe, device)
         for k, v in recipe['left_out'].items()
     }
     pairs = PairMaker(a.autoencoder, crops, recipe, a.out, device)
@@ -86,20 +85,20 @@ def train(a, recipe: dict) -> dict:  # the students by their families' names
             loader(Batches(crops, pairs.store, recipe, a.batch, a.seed), a.workers, device)
         )
         for_all = torch.stack([p.may for p in students.values()]).all(0).cpu()
-        print(eyes.fit_bases(batches, for_all), flush=True)
-        loop(a, recipe, students, eyes, pairs, batches, device)
+        print(features.fit_bases(batches, for_all), flush=True)
+        loop(a, recipe, students, features, pairs, batches, device)
     finally:
         pairs.end()
     return students
 
 
-def loop(a, recipe, students, eyes, pairs, batches, device):
+def loop(a, recipe, students, features, pairs, batches, device):
     start, step, rows = time.time(), 0, []
     while (done := (time.time() - start) / 60 / a.minutes) < 1 and not a.stopped:
         if step % recipe['pairs']['every'] == 0:
             pairs.make()
         x, about = (v.to(device, non_blocking=True) for v in next(batches))
-        seen = eyes.imitated(x)
+        seen = features.imitated(x)
         rows.append({k: p.learn(x, about, seen, step, done, a.share) for k, p in students.items()})
         step += 1
         if step % a.log_every == 0:
@@ -132,14 +131,15 @@ def main(args=None):
     a = parser.parse_args(args)
     if a.minutes <= 0 or a.share < 4 or a.share % 2 or a.share > a.batch:
         stop('--minutes must be above 0, and --share even, at least 4 and at most --batch.')
-    for file in (a.init, a.clip, *a.autoencoder):
-        file and need(file, 'weights')
+    if a.batch % 2:
+        stop(f'--batch {a.batch}: must be even, for couples.')
+    for file in filter(None, (a.init, a.clip, *a.autoencoder)):
+        need(file, 'weights')
     recipe = read_recipe(a.recipe)
     a.out.mkdir(parents=True, exist_ok=True)
     a.stopped = False
-    before = signal.signal(signal.SIGTERM, lambda *_: setattr(a, 'stopped', True))
-    students = train(a, recipe)
-    signal.signal(signal.SIGTERM, before)
+    with stopped_by_signals(a):
+        students = train(a, recipe)
     for name, student in students.items():
         about = dict(left_out=recipe['left_out'][name], images=a.images, minutes=a.minutes)
         settings = student.settings | dict(recipe=about)

@@ -206,11 +206,11 @@ class PatchLearner(Learner):
 
     def learn(self, x, fake, how: dict, rate: float) -> tuple:  # loss, share on its side of 0
         "One step on a batch."
-        said = margin_of(self.net['net'](normalised(x, how['mean'], how['std'])))
-        wanted = fake * (1 - SETTINGS['smoothing']) + SETTINGS['smoothing'] / 2
-        loss = F.binary_cross_entropy_with_logits(said, wanted)
+        logit = margin_of(self.net['net'](normalised(x, how['mean'], how['std'])))
+        target = fake * (1 - SETTINGS['smoothing']) + SETTINGS['smoothing'] / 2
+        loss = F.binary_cross_entropy_with_logits(logit, target)
         self.step(loss, rate)
-        return loss.item(), ((said > 0) == fake).float().mean().item()
+        return loss.item(), ((logit > 0) == fake).float().mean().item()
 
 
 class Run(PlainRun):
@@ -275,7 +275,7 @@ def close_up(rgb: np.ndarray, box, size: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def says(net: Patches, square: np.ndarray, how: dict) -> float:
+def logit_of(net: Patches, square: np.ndarray, how: dict) -> float:
     "The network's logit of a square, or of any other part of a picture."
     x = normalised(torch.from_numpy(square)[None], how['mean'], how['std'])
     return evidence(net, x).mean().item()
@@ -289,8 +289,8 @@ def measure(a):
     rows = []
     for i in range(len(crops)):
         rgb, box = crops.read(i), crops.box[i]
-        said = [says(net, cut, how) for cut in (middle(rgb, box), close_up(rgb, box, a.size))]
-        values = (round(value, 4) for value in said)
+        logits = [logit_of(net, cut, how) for cut in (middle(rgb, box), close_up(rgb, box, a.size))]
+        values = (round(value, 4) for value in logits)
         rows.append((crops.source[i], crops.group[i], bool(crops.fake[i]), *values))
     lines = [('source', 'group', 'fake', 'middle', 'close_up'), *rows]
     text = ''.join(','.join(map(str, line)) + '\n' for line in lines)
@@ -304,18 +304,18 @@ def make_member(a):
     crops = Crops(read_parts(a.parts))
     settings = weights.settings_for(ARCH, a.beside or find_weights('faces'), a.size)
     how = settings['preprocess']
-    said = {}  # of a group, for instance all pictures of one person: they count once
+    by_group = {}  # of a group, for instance all pictures of one person: they count once
     for i in np.flatnonzero(~crops.fake):
-        logit = says(net, close_up(crops.read(i), crops.box[i], a.size), how)
-        said.setdefault((crops.source[i], crops.group[i]), []).append(logit)
-    mean = float(np.mean([np.mean(v) for v in said.values()]))
-    spread = float(np.mean([np.mean((np.array(v) - mean) ** 2) for v in said.values()]) ** 0.5)
+        logit = logit_of(net, close_up(crops.read(i), crops.box[i], a.size), how)
+        by_group.setdefault((crops.source[i], crops.group[i]), []).append(logit)
+    mean = float(np.mean([np.mean(v) for v in by_group.values()]))
+    spread = float(np.mean([np.mean((np.array(v) - mean) ** 2) for v in by_group.values()]) ** 0.5)
     with torch.no_grad():
         net.classifier.weight[1, -1] -= mean
         net.classifier.weight /= spread
-    photos = sum(map(len, said.values()))
+    photos = sum(map(len, by_group.values()))
     scaled = dict(
-        photographs=photos, groups=len(said), mean=round(mean, 4), spread=round(spread, 4)
+        photographs=photos, groups=len(by_group), mean=round(mean, 4), spread=round(spread, 4)
     )
     settings['recipe'] = trained.get('recipe', {}) | dict(scaled=scaled)
     how['close_up'] = CLOSE_UP

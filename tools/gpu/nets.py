@@ -26,6 +26,13 @@ def read_state(file: str | Path, what: str) -> dict:  # name -> tensor, float32
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
+def features_of(body: dict) -> int:
+    "How many features an ensemble's member gives: the columns that it has in the common head."
+    if 'conv_head.weight' in body:  # an EfficientNet
+        return len(body['conv_head.weight'])
+    return 1 if 'evidence.weight' in body else 81  # detail_grid, or patches
+
+
 def member_of(state: dict, net: nn.Module) -> dict:
     "Of an ensemble (face_future.ensemble) the member that is such a network, with its own head."
     own = {k: v.shape for k, v in net.state_dict().items() if not k.startswith('classifier.')}
@@ -34,8 +41,7 @@ def member_of(state: dict, net: nn.Module) -> dict:
     for k in numbers:
         start = f'bodies.{k}.'
         body = {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)}
-        last = 'conv_head.weight' if 'conv_head.weight' in body else 'down.0.weight'  # detail_grid
-        width = len(body[last])
+        width = features_of(body)
         if {n: v.shape for n, v in body.items()} == own:
             head = state['classifier.weight'][:, first : first + width]
             return body | {'classifier.weight': head, 'classifier.bias': state['classifier.bias']}

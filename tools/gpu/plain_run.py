@@ -49,8 +49,8 @@ class PlainRun:
         if not file.exists():
             stop(f'{file}: no such file. Leave --resume away to begin a run.')
         saved = torch.load(file, weights_only=True)
-        if saved.get('options', {}) != self.options():
-            stop(f'{file}: a run of other options ({saved["options"]}). Give those.')
+        if (before := saved.get('options', {})) != self.options():
+            stop(f'{file}: a run of other options ({before}). Give those.')
         self.learner.load_state_dict(saved['learner'])
         self.step, self.images, self.seconds = (saved[k] for k in ('step', 'images', 'seconds'))
 

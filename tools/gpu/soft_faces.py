@@ -39,7 +39,7 @@ from data import Crops, Sources, read_parts, safely, worker_seed
 ARCH = 'detail_grid'
 SETTINGS = dict(rate=1.5e-3, weight_decay=0.02, drop=0.2, clip=1.0, smoothing=0.02)
 BLURRED = 0.4  # of the photographs outside the couples: softness everywhere is no evidence
-MET = 'inswapper'  # the source of the real swaps, and of photographs of the same set
+SWAPS = 'inswapper'  # the source of the real swaps, and of photographs of the same set
 PLACES = 6  # a photograph and a soft face, twice, and two photographs more
 SCHEDULE = dict(warmup=200, flat=0.2, least_rate=0.01, ema=0.998)
 
@@ -61,13 +61,13 @@ class SoftFaces(IterableDataset):
         self.large = ~crops.fake & (eyes >= pictures.LEAST_EYES)
         if not self.large.any():
             stop('No photograph in these parts is large enough for its face to be made softer.')
-        if swaps and not {(MET, False), (MET, True)} <= set(self.sources.cells):
-            stop(f'These parts lack swaps and photographs of {MET}: leave --swaps away.')
+        if swaps and not {(SWAPS, False), (SWAPS, True)} <= set(self.sources.cells):
+            stop(f'These parts lack swaps and photographs of {SWAPS}: leave --swaps away.')
 
     def _square(self, i, picture, g):
         return cut(picture, self.crops.box[i], g)
 
-    def _made(self, rng):
+    def _softened(self, rng):
         "A photograph, and the same with a soft face."
         i = self.sources.draw(self.sources.photos, rng)
         while not self.large[i]:
@@ -77,14 +77,14 @@ class SoftFaces(IterableDataset):
         g = draw_geometry(rng, zoom=False)
         return self._square(i, photo, g), self._square(i, soft, g)
 
-    def _met(self, rng):
+    def _swapped(self, rng):
         "A photograph, and a swap of another one."
-        rows = [self.sources.draw([(MET, fake)], rng) for fake in (False, True)]
+        rows = [self.sources.draw([(SWAPS, fake)], rng) for fake in (False, True)]
         return [self._square(i, self.crops.read(i), draw_geometry(rng, zoom=False)) for i in rows]
 
     def couple(self, rng: random.Random) -> list:
         "A photograph and a soft face. Half of the time both get the same corruption."
-        two = self._met(rng) if rng.random() < self.swaps else self._made(rng)
+        two = self._swapped(rng) if rng.random() < self.swaps else self._softened(rng)
         seeds = [rng.getrandbits(32)] * 2 if rng.random() < 0.5 else map(rng.getrandbits, (32, 32))
         return [touched(x, random.Random(s)) for x, s in zip(two, seeds, strict=True)]
 
@@ -94,7 +94,7 @@ class SoftFaces(IterableDataset):
         Where a face was enlarged, or the picture blurred, no loss of detail can be seen, and there
         must be no evidence. With real swaps, some are photographs of the swaps' own set."""
         if rng.random() < self.swaps / 2:
-            i = self.sources.draw([(MET, False)], rng)
+            i = self.sources.draw([(SWAPS, False)], rng)
         else:
             i = self.sources.draw(self.sources.photos, rng)
             i = self._draw_small(rng, i) if rng.random() < 0.5 else i
@@ -151,11 +151,11 @@ class GridLearner(Learner):
         "One step on a batch: its loss, and the logits."
         with torch.autocast('cpu', torch.bfloat16):
             logits = self.net['net'](normalised(x, how['mean'], how['std']))
-        said = margin_of(logits.float())
-        wanted = is_soft * (1 - SETTINGS['smoothing']) + SETTINGS['smoothing'] / 2
-        loss = F.binary_cross_entropy_with_logits(said, wanted)
+        logit = margin_of(logits.float())
+        target = is_soft * (1 - SETTINGS['smoothing']) + SETTINGS['smoothing'] / 2
+        loss = F.binary_cross_entropy_with_logits(logit, target)
         self.step(loss, rate)
-        return loss.item(), said.detach()
+        return loss.item(), logit.detach()
 
 
 class Run(PlainRun):
@@ -182,8 +182,8 @@ class Run(PlainRun):
 
     def learn(self, x, is_soft, rate: float) -> tuple:
         "One step: loss, mean logit of soft faces and of others, and the spread of these."
-        loss, said = self.learner.learn(x, is_soft, self.settings['preprocess'], rate)
-        soft, other = said[is_soft], said[~is_soft]
+        loss, logit = self.learner.learn(x, is_soft, self.settings['preprocess'], rate)
+        soft, other = logit[is_soft], logit[~is_soft]
         return loss, soft.mean().item(), other.mean().item(), other.std().item()
 
     def save_weights(self):

@@ -34,7 +34,7 @@ def own_group(worker: int):
         os.setpgrp()
 
 
-class Eyes:
+class ClipFeatures:
     "Frozen CLIP, and the principal components of its features that a student imitates."
 
     def __init__(self, clip: str | Path, settings: dict, device: str):
@@ -44,12 +44,12 @@ class Eyes:
         if device == 'cuda':
             self.clip.bfloat16()
         width = self.clip.net.embed_dim
-        self.features = 2 * len(s['blocks']) * width
-        self.basis = Basis(self.features, s['components']).to(device)
+        self.width = 2 * len(s['blocks']) * width
+        self.basis = Basis(self.width, s['components']).to(device)
         self.token_basis = Basis(width, s['token_components']).to(device)
 
     @torch.no_grad()
-    def see(self, pictures):
+    def extract(self, pictures):
         "Features B × 6144 and tokens B × 196 × 768 of pictures B × S × S × 3 uint8."
         if pictures.shape[1] != 224:
             x = pictures.permute(0, 3, 1, 2).float()
@@ -59,7 +59,7 @@ class Eyes:
 
     def imitated(self, pictures) -> dict:
         "What the student imitates (B × n, B × m × h × w), and the input of the heads (B × 6144)."
-        features, tokens = self.see(pictures)
+        features, tokens = self.extract(pictures)
         n = round(tokens.shape[1] ** 0.5)
         grid = self.token_basis(tokens.float()).transpose(1, 2).unflatten(2, (n, n))
         standard = self.basis.standard(features)
@@ -72,7 +72,7 @@ class Eyes:
         while seen < self.settings['basis_pictures']:
             x, about = next(batches)
             x = x if may is None else x[may[about[:, 2]]]
-            f, t = self.see(x.to(self.device))
+            f, t = self.extract(x.to(self.device))
             some = torch.randperm(t.shape[1], device=t.device)[: self.settings['tokens_a_picture']]
             features.append(f)
             tokens.append(t[:, some].flatten(0, 1).float())
@@ -84,10 +84,10 @@ class Eyes:
 class Teacher:
     "Heads that learn on CLIP's features, and their scores of a batch of pictures."
 
-    def __init__(self, eyes: Eyes, crops: Crops, settings: dict, device: str):
+    def __init__(self, features: ClipFeatures, crops: Crops, settings: dict, device: str):
         s = self.settings = settings
-        self.eyes = eyes
-        self.heads = BlindHeads(eyes.features, s['folds'], s['hidden']).to(device)
+        self.features = features
+        self.heads = BlindHeads(features.width, s['folds'], s['hidden']).to(device)
         how = dict(lr=s['lr'], weight_decay=s['weight_decay'], fused=device == 'cuda')
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), **how)
         self.fold = torch.from_numpy(crops.folds(s['folds'])).to(device)
@@ -129,7 +129,7 @@ class Teacher:
         return loss.detach()
 
     def _parts(self):
-        bases = dict(basis=self.eyes.basis, token_basis=self.eyes.token_basis)
+        bases = dict(basis=self.features.basis, token_basis=self.features.token_basis)
         return bases | dict(heads=self.heads, optimizer=self.optimizer)
 
     def state_dict(self) -> dict:

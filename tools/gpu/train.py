@@ -27,7 +27,7 @@ from common import (
     write_whole,
 )
 from nets import Student, fill, member_of, normalised, parameter_groups, read_state
-from teaching import Eyes, PairMaker, Teacher, loader
+from teaching import ClipFeatures, PairMaker, Teacher, loader
 from torch.nn import functional as F
 
 from data import APART, LATENT, Batches, crops_without
@@ -134,8 +134,8 @@ def small_loss(logits, fake, student, taught: dict | None, recipe: dict):
     margin = margin_of(logits)
     loss = loss + recipe['small']['from_student'] * opinion_loss(margin, student, every)
     if taught:
-        said = opinion_loss(margin, taught['logit'][:n], taught['weight'][:n])
-        loss = loss + recipe['small']['from_teacher'] * said
+        from_teacher = opinion_loss(margin, taught['logit'][:n], taught['weight'][:n])
+        loss = loss + recipe['small']['from_teacher'] * from_teacher
     return loss
 
 
@@ -147,7 +147,7 @@ def rate_at(step: int, done: float, recipe: dict) -> float:  # 0 to 1, of the pe
     return min(1.0, (step + 1) / recipe['warmup']) * max(recipe['least_rate'], cosine)
 
 
-def share_right(logit, fake, which):
+def accuracy_of(logit, fake, which):
     "The share of some of the pictures on whose side of 0 the logit is, or nan if there are none."
     right = (logit > 0) == (fake > 0)
     return (right & which).sum() / which.sum()  # without waiting for the GPU
@@ -172,8 +172,8 @@ class Run:
         self._make_learners(bool(a.clip))
         if a.clip:
             settings = recipe['teacher']
-            eyes = Eyes(a.clip, settings, self.device)
-            self.teacher = Teacher(eyes, self.crops, settings, self.device)
+            features = ClipFeatures(a.clip, settings, self.device)
+            self.teacher = Teacher(features, self.crops, settings, self.device)
         if saved:
             self._restore(saved)
         if a.autoencoder:
@@ -206,7 +206,7 @@ class Run:
             print(self.pairs.begin(self.workers, seed + 77), flush=True)
         self.batches = iter(loader(batches, self.workers, self.device))
         if self.teacher and not self.step:
-            print(self.teacher.eyes.fit_bases(self.batches), flush=True)
+            print(self.teacher.features.fit_bases(self.batches), flush=True)
         self.started = self.logged = self.saved = time.time()
         self.seconds_before, self.images_logged, self.waited = self.seconds, self.images, 0.0
 
@@ -237,7 +237,7 @@ class Run:
         self.rows.append(row | self._right(about, logit, taught))
 
     def _ask(self, x, about, left):
-        return self.teacher(self.teacher.eyes.imitated(x), about, self.step, left)
+        return self.teacher(self.teacher.features.imitated(x), about, self.step, left)
 
     def _forward(self, name, x):
         how = self.settings[name]['preprocess']
@@ -263,12 +263,12 @@ class Run:
     def _right(self, about, logit, taught):
         "How often the student, and the teacher, are right."
         fake, kind, _ = about.T
-        row = dict(right=share_right(logit, fake, kind >= 0))
-        row['right_latent'] = share_right(logit, fake, kind == LATENT)
+        row = dict(right=accuracy_of(logit, fake, kind >= 0))
+        row['right_latent'] = accuracy_of(logit, fake, kind == LATENT)
         if taught:
             asked = (kind == APART) & self.teacher.asked[about[:, 2]]
-            row['right_asked'] = share_right(logit, fake, asked)
-            row['teacher_right'] = share_right(taught['logit'], fake, asked)
+            row['right_asked'] = accuracy_of(logit, fake, asked)
+            row['teacher_right'] = accuracy_of(taught['logit'], fake, asked)
             row['heads'] = taught['loss']
         return row
 

@@ -62,16 +62,15 @@ def halved(state: dict) -> dict:
     return {k: v.detach().cpu().contiguous() for k, v in state.items()}
 
 
-def write(state: dict, settings: dict, file: str | Path) -> str:  # a sentence on what was written
+def write(state: dict, settings: dict, file: str | Path) -> None:
     "Weights with their settings inside, or without face_future, beside `NAME.recipe.json`."
     try:
         from face_future.model import save_weights
     except ImportError:
         write_whole(file, lambda path: save_file(halved(state), path))
         write_json(Path(file).with_suffix('.recipe.json'), settings)
-        return f'{file} and its recipe.json (weights.py puts them together at home)'
+        return
     save_weights(state, settings, file, half=True)
-    return str(file)
 
 
 def main(args=None):
