@@ -50,6 +50,7 @@ def _decode(im, notes, data):
     if rgb is not None:
         return oriented(srgb_pixels(rgb, profile), transpose)
     im.getexif = Image.Exif  # else Pillow turns a TIFF by itself, and stumbles over its EXIF
+    # A palette of numbers beyond a byte would stop Pillow.
     if im.mode == 'P' and isinstance(getattr(im.palette, 'palette', None), (list, tuple)):
         im.palette.palette = [min(255, max(0, v)) for v in im.palette.palette]
     im.load()

@@ -75,15 +75,18 @@ def _draw_curve(ax, table: pd.DataFrame, threshold: float, **style):
 # %% ../nbs/07_evaluate.ipynb #e07-roc
 def draw_roc(ax, table: pd.DataFrame, threshold: float):
     "The ROC curve of each comparison in `table` on matplotlib's `ax`, with a dot at the threshold."
-    curves = [(name, table[mask]) for name, mask in pairs(table.source, table.fake)]
-    curves = [(name, t) for name, t in curves if t.fake.nunique() == 2]  # one class: no curve
-    hardest = sorted(curves[1:], key=lambda c: auroc(c[1].fake, c[1].score))[:5]
-    named = [name for name, _ in curves[:1] + hardest]  # the first is all together
-    colour = dict(zip(named, ('black', *PALETTE)))
-    for name, t in curves:
-        shown = dict(color=colour[name], label=name) if name in colour else dict(color=GREY)
-        _draw_curve(ax, t, threshold, zorder=2 + (name in colour), **shown)
-    if hidden := len(curves) - len(named):
+    compared = {name: table[mask] for name, mask in pairs(table.source, table.fake)}
+    compared = {name: rows for name, rows in compared.items() if rows.fake.nunique() == 2}
+    area = {name: auroc(rows.fake, rows.score) for name, rows in compared.items()}
+    pooled = list(compared)[:1]  # the first is all together
+    hardest = sorted([name for name in compared if name not in pooled], key=area.get)[:5]
+    colour = dict(zip(pooled + hardest, ('black', *PALETTE)))
+    for name, rows in compared.items():
+        if name in colour:
+            _draw_curve(ax, rows, threshold, zorder=3, color=colour[name], label=name)
+        else:
+            _draw_curve(ax, rows, threshold, zorder=2, color=GREY)
+    if hidden := len(compared) - len(colour):
         ax.plot([], [], color=GREY, label=f'{hidden} others')
     ax.set(xlabel='photographs called fake', ylabel='fakes called fake')
     ax.set(xscale='log', xlim=(1e-3, 1))  # few false alarms are what matters

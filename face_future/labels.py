@@ -83,28 +83,29 @@ def clusters(files: list, given: pd.Series) -> np.ndarray:
     from scipy.sparse import coo_array, csgraph
 
     pairs = duplicates(scan(files))
-    given = given[given != '']
-    first = given.index.to_series().groupby(given).transform('first')
-    i = np.r_[pairs.i, first].astype(int)
-    j = np.r_[pairs.j, given.index].astype(int)
-    graph = coo_array((np.ones(len(i)), (i, j)), shape=(len(files),) * 2)
-    return csgraph.connected_components(graph, directed=False)[1]
+    members = given[given != ''].index.to_series()
+    first_members = members.groupby(given).transform('first')  # each is joined to its group's first
+    starts = np.r_[pairs.i, first_members].astype(int)
+    ends = np.r_[pairs.j, members].astype(int)
+    joined = coo_array((np.ones(len(starts)), (starts, ends)), shape=(len(files), len(files)))
+    return csgraph.connected_components(joined, directed=False)[1]
 
 # %% ../nbs/00_labels.ipynb #grp-deal
 def assign_split(rows: pd.DataFrame, groups, valid_pct: float) -> pd.Series:
     "The column split, filled cluster by cluster (`groups`: row numbers of each)."
     split = rows.split.copy()
-    stratum = pd.get_dummies(rows.label + '|' + rows.source).to_numpy(int)  # N × strata
-    goal = np.floor(stratum.sum(0) * valid_pct + 0.5)
-    have = stratum[split == 'valid'].sum(0)
-    for idx in groups:
-        free = idx[split[idx] == '']
-        more = have + stratum[free].sum(0)
-        side = 'valid' if abs(goal - more).sum() < abs(goal - have).sum() else 'train'
-        side = min(set(split[idx]) - {''}, default=side)  # its own, and `train` before `valid`
+    stratum = pd.get_dummies(rows.label + '|' + rows.source).to_numpy(int)  # N × strata, 0 or 1
+    goal = np.floor(stratum.sum(0) * valid_pct + 0.5)  # rows to hold out of each stratum
+    held_out = stratum[split == 'valid'].sum(0)
+    for cluster in groups:
+        free = cluster[split[cluster] == '']
+        with_it = held_out + stratum[free].sum(0)
+        nearer = abs(goal - with_it).sum() < abs(goal - held_out).sum()
+        given = set(split[cluster]) - {''}
+        side = min(given, default='valid' if nearer else 'train')  # `train` before `valid`
         split[free] = side
         if side == 'valid':
-            have = more
+            held_out = with_it
     return split
 
 # %% ../nbs/00_labels.ipynb #lab-assigned

@@ -122,8 +122,8 @@ def _layer_groups(model: nn.Module) -> list[list[nn.Module]]:
         stem, first, second, last, head, classifier = stages(model)
         return [[*stem, *first, *second], [*last, *head], classifier]
     heads = _heads(model)
-    layers = [m for m in model.children() if len(list(m.parameters()))]
-    body = [m for m in layers if not {*heads} & {*m.modules()}] or [model]
+    layers = [layer for layer in model.children() if list(layer.parameters())]
+    body = [layer for layer in layers if not set(heads) & set(layer.modules())] or [model]
     half = len(body) // 2
     return [body[:half], body[half:], heads]
 
