@@ -13,8 +13,14 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 
-from .admission import add_middleware, admitted, service_of
-from .bodies import described, known_options, picture_schema, read_pictures
+from .admission import add_middleware, admitted, not_ready, service_of
+from face_future.bodies import (
+    described,
+    known_options,
+    picture_schema,
+    read_pictures,
+    unknown_option,
+)
 from face_future.connections import (
     Protocol,  # noqa: F401  (the server is told to look for it here)
     calm_loop,
@@ -43,7 +49,7 @@ Preview = Query(
     False, description='Add a small JPEG of what a browser may not show: HEIC, a frame.'
 )
 Frame = Query(1, ge=1, le=MOST_FRAMES, description='Of an animation, the frame to predict.')
-REFUSALS = errors(400, 403, 408, 413, 415, 421, 422, 503)
+REFUSALS = errors(400, 403, 408, 413, 415, 421, 422, 500, 503)
 
 # %% ../nbs/06_api.ipynb #a06-form
 def documented(answer: type, field: str = '', many: bool = False) -> dict:
@@ -98,7 +104,7 @@ async def predict_link(
     response_model=ModelInfo,
     response_model_exclude_unset=True,
     summary='The weights and their card',
-    responses=errors(),
+    responses=errors(421, unknown_option('weights', []), 500, not_ready()),
 )
 def model(request: Request):
     "Name, checksum, threshold, convention, preprocessing, card, limits and build of this service."

@@ -19,6 +19,8 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import JSONResponse
 
+from .drain import LEAVING
+
 # %% ../nbs/parts/guard.ipynb #g06-problemdef
 class Problem(Exception):
     "A refusal: every error that a client is told of is one of these."
@@ -275,12 +277,19 @@ async def _send_problem(problem, rid, send):
     response = JSONResponse(problem.body(rid), problem.status, problem.headers)
     await response({'type': 'http'}, None, send)
 
+# %% ../nbs/parts/guard.ipynb #g06-last
+def _is_last(headers: Mapping) -> bool:
+    "Is this the last request of its connection, whatever became of its body?"
+    twice = 'transfer-encoding' in headers and 'content-length' in headers
+    return twice or LEAVING.is_set()
+
 # %% ../nbs/parts/guard.ipynb #g06-dresseddef
 async def _dressed(message: dict, body: Body, rid: str) -> dict:
     "A message of an answer. The first gets the headers, once the body is out of the way."
     if message['type'] != 'http.response.start':
         return message
-    closing = [] if await drain(body) else [(b'connection', b'close')]
+    goes_on = await drain(body) and not _is_last(body.headers)
+    closing = [] if goes_on else [(b'connection', b'close')]
     return {**message, 'headers': [*message.get('headers', []), *_headers(rid), *closing]}
 
 # %% ../nbs/parts/guard.ipynb #g06-asget

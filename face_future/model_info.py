@@ -95,6 +95,9 @@ class Evaluation(Loose):
     "How often the weights err, on pictures that training never saw."
 
     figures: list[Figure] = []
+    images: Optional[int] = None
+    unsure: Optional[int] = Field(None, description='Of these, not judged.')
+    views: str = Field('', description='Views of a face that were averaged.')
 
 # %% ../nbs/parts/model_info.ipynb #mi-guarantee
 class Guarantee(Loose):
@@ -103,6 +106,8 @@ class Guarantee(Loose):
     max_fpr: Optional[float] = Field(None, description='Photographs called fake, at most.')
     max_miss: Optional[float] = Field(None, description='Fakes called real, at most.')
     images: Optional[int] = None
+    miss_over: str = Field('', description='mean: max_miss is a mean over the kinds of fakes.')
+    photo_sources: list[str] = Field([], description='Each of these holds max_fpr.')
 
 # %% ../nbs/parts/model_info.ipynb #mi-limits
 class ServiceLimits(BaseModel):

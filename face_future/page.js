@@ -30,6 +30,7 @@ function take(pictures) { // each a file or a link, its name, and perhaps the fr
   $('#dropped').hidden = true;
   if (!pictures.length) return;
   $('#visit').hidden = false; document.body.classList.add('busy');
+  say(pictures.length === 1 ? t('judging', { name: pictures[0].name }) : t('judging_n', { n: pictures.length }));
   const older = $('#cards').firstChild; // a new selection comes first, in its own order
   for (const { file, link, frame, name } of pictures) {
     const item = { file, link, frame, name, card: make('card'), url: file && !frame ? URL.createObjectURL(file) : '', tries: 0 };
@@ -46,7 +47,6 @@ function take(pictures) { // each a file or a link, its name, and perhaps the fr
     $('#cards').insertBefore(item.card, older);
     visit.push(item); enqueue(item);
   }
-  say(pictures.length === 1 ? t('judging', { name: pictures[0].name }) : t('judging_n', { n: pictures.length }));
   tally();
 }
 
@@ -79,7 +79,8 @@ function send(item) {
     else fail(item, wrong(body?.error) || t('answered', { n: request.status }), request.status === 503 || request.status === 429 || request.status >= 500);
     done(item);
   };
-  request.onerror = () => { fail(item, t('unreachable'), true); done(item); };
+  request.timeout = 1000 * (3 * (limits?.timeout || 60) + 15); // the upload, an address, a verdict
+  request.onerror = request.ontimeout = () => { fail(item, t('unreachable'), true); done(item); };
   request.onabort = () => done(item);
   request.send(item.link ? JSON.stringify({ url: item.link }) : form);
 }
@@ -174,6 +175,7 @@ function succeed(item, a) {
 function means(a) {
   if (a.verdict !== 'unsure') return `means_${a.verdict}`;
   if (a.unsure_reasons.includes('no_face')) return 'means_no_face';
+  if (a.faces_left_out && a.unsure_reasons.includes('faces_left_out')) return 'means_left_out';
   return a.unsure_reasons.some(code => code === 'close_call' || code === 'views_disagree') ? 'means_close' : 'means_unsure';
 }
 
