@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'CONVENTIONS', 'LABEL_SOURCES', 'COLUMNS', 'LabelError', 'check_word', 'list_images', 'common_root',
-           'label_table', 'Labels', 'draw_evenly', 'check_both_sides', 'crossing_groups', 'found_before',
-           'sides_before', 'name_alike', 'to_json', 'read_rows', 'called']
+           'label_table', 'Labels', 'draw_evenly', 'check_both_sides', 'crossing_groups', 'crossing_folders',
+           'found_before', 'sides_before', 'name_alike', 'to_json', 'read_rows', 'called']
 
 # %% ../nbs/parts/label_table.ipynb #tab-imports
 import json
@@ -244,6 +244,15 @@ def crossing_groups(rows: pd.DataFrame) -> list[str]:
     sides = known.groupby('group').split.nunique()
     return sides.index[sides > 1].tolist()
 
+# %% ../nbs/parts/label_table.ipynb #tab-folders
+def crossing_folders(rows: pd.DataFrame) -> tuple:  # (folders, how many there are in all)
+    "The folders, if ten or more, whose pictures of no group are on both sides of the split."
+    alone = rows[(rows.group == '') & (rows.split != '')]
+    folder = alone.path.map(lambda p: p.rpartition('/')[0])
+    sides = alone.split.groupby(folder).nunique()
+    crossing = sides.index[sides > 1].tolist()
+    return (crossing if len(sides) >= 10 else []), len(sides)
+
 # %% ../nbs/parts/label_table.ipynb #tab-before
 def _target(place: str) -> str:
     "The file that a link leads to, or the file itself."
@@ -303,6 +312,15 @@ def contradictions(self: Labels, checksums: list[str] | None = None) -> list[tup
     rows = self.rows[['path', 'label']].assign(sha256=checksums or self.checksums())
     real, fake = (rows[rows.label == word] for word in CLASSES)
     pairs = real.merge(fake, on='sha256')
+    return list(zip(pairs.path_x, pairs.path_y))
+
+# %% ../nbs/parts/label_table.ipynb #tab-copies
+@patch
+def crossing_copies(self: Labels, checksums: list[str] | None = None) -> list[tuple]:
+    "Pairs of paths, one held out and one to learn from, whose files are the same byte for byte."
+    rows = self.rows[['path', 'split']].assign(sha256=checksums or self.checksums())
+    held, learnt = (rows[rows.split == side] for side in ('valid', 'train'))
+    pairs = held.merge(learnt, on='sha256')
     return list(zip(pairs.path_x, pairs.path_y))
 
 # %% ../nbs/parts/label_table.ipynb #tab-json
