@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from .data import ImageError, read_rgb
 from .duplicates import duplicates, near_pairs, scan
 from .files import atomic_write, file_index, printable
-from .labels import CLASSES, Labels, crossing_groups, list_images
+from .labels import CLASSES, Labels, crossing_folders, crossing_groups, list_images
 from .plots import COLOURS
 from .shortcuts import new_axes, scan_traits, shortcuts
 
@@ -145,15 +145,25 @@ def check_index(labels: Labels) -> list[dict]:
     ]
 
 # %% ../nbs/parts/audit.ipynb #aud-split
+def _crossing(rows: pd.DataFrame) -> dict:
+    "The finding on groups that cross the split, or on what may be groups where none are named."
+    if (rows.group != '').any():
+        groups = crossing_groups(rows)
+        return finding('groups across the split', 'error', groups, short(groups) or 'none')
+    folders, n = crossing_folders(rows)
+    detail = 'the labels name no groups (of a video, a person)'
+    if folders:
+        detail += f', and {len(folders)} of {n} folders are on both sides: {short(folders)}'
+    return finding('groups across the split', 'warn', folders, detail)
+
+
 def check_split(labels: Labels) -> list[dict]:
     "Is there a split, and does a given group cross it?"
-    rows = labels.rows
-    n = rows.split.replace('', 'none').value_counts()
-    crossing = crossing_groups(rows)
+    n = labels.rows.split.replace('', 'none').value_counts()
     counts = ', '.join(f'{s} {k}' for s, k in n.items())
     return [
         finding('split', 'info', len(labels) - int(n.get('none', 0)), counts),
-        finding('groups across the split', 'error', crossing, short(crossing) or 'none'),
+        _crossing(labels.rows),
     ]
 
 # %% ../nbs/parts/audit.ipynb #aud-convention

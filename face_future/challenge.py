@@ -31,7 +31,8 @@ def _check_opinion(where: str, row: dict, stems, known) -> None:
     "A `LabelError` if `row` is not {index, prediction}, of a picture that is not in `known` yet."
     index = row.get('index')
     if not {'index', 'prediction'} <= set(row):
-        raise LabelError(f'{where}: not {{index, prediction}} but {short(row)}')
+        advice = 'With other names, make a CSV with the columns path and label.'
+        raise LabelError(f'{where}: not {{index, prediction}} but {short(row)}. {advice}')
     if type(index) not in (int, str) or index not in stems:
         digits = isinstance(index, str) and index in map(str, stems)
         advice = f'. Write the number {index}, without quotes.' if digits else ''
@@ -107,7 +108,8 @@ def _check_listed(rows: list[dict], files: dict, name: str, root: Path) -> None:
     if any({'path', 'label'} <= set(row) for row in rows):
         raise LabelError(
             f'{name} holds labels already: give it to audit, train or evaluate. '
-            'To make it anew, name what it was made of.'
+            'To make it anew, name what it was made of. '
+            'For a list written by hand, save a CSV with these columns, and give that.'
         )
     if not rows:
         raise LabelError(f'{name} is empty: it must hold a row for each picture.')

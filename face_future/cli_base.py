@@ -6,7 +6,7 @@
 __all__ = ['app', 'console', 'FULL', 'NO_TEMPORARY', 'WAITING', 'NO_MEMORY', 'FakeMeans', 'Root', 'WholeImage', 'LabelsFile',
            'WEIGHTS', 'BACKEND', 'Weights', 'Backend', 'App', 'AllCommands', 'is_nowhere', 'takes_no_more', 'sentence',
            'forgiving', 'have_streams', 'is_watched', 'have_a_home', 'failed', 'ForgivingCommand', 'one_interrupt',
-           'check_kept', 'explained', 'command', 'finite', 'add_options']
+           'check_kept', 'explained', 'command', 'finite', 'add_options', 'no_face_notes']
 
 # %% ../nbs/parts/cli_base.ipynb #c10a-imports
 import errno
@@ -340,3 +340,14 @@ def add_options(
         return f
 
     return decorate
+
+# %% ../nbs/parts/cli_base.ipynb #c10a-noface
+def no_face_notes(reasons):  # the `unsure_reason` of each image, maybe several with commas
+    "A sentence where half of the images or more show no face that was found."
+    reasons = list(reasons)
+    none = sum('no_face' in str(reason) for reason in reasons)
+    if none and none >= len(reasons) / 2:
+        yield (
+            f'No face was found in {none} of {len(reasons)} images. Pictures of other things need '
+            '--whole-image, and weights that have learnt such pictures.'
+        )

@@ -32,6 +32,7 @@ from face_future.cli_base import (
     command,
     console,
     is_watched,
+    no_face_notes,
 )
 from .files import printable
 from .settings import Settings
@@ -206,6 +207,8 @@ def show_results(rows, errors, out: str | Path):
     "Print the first rows, what was counted and written, and the errors, see `show_errors`."
     show_rows(rows, out)
     typer.echo(counts_line(rows, errors, out))
+    for note in no_face_notes(r.get('unsure_reason', '') for r in rows):
+        typer.echo(note)
     show_errors(errors, out)
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-predicthere

@@ -55,6 +55,11 @@ def _read_challenge(source, label_source, fake_means):
             f'SOURCE {source} is a folder without train/real and train/fake, so not the '
             'challenge: give --real and --fake, a CSV, or a list (JSON).'
         )
+    if not any(source.glob('*_cifake_preds.json')):
+        raise ValueError(
+            f'SOURCE {source} has no lists of the challenge (real_cifake_preds.json), so it is '
+            f'another data set: give --real {source}/train/real and --fake {source}/train/fake.'
+        )
     if label_source is None:
         raise ValueError(
             'The challenge has two label sources that disagree: '
@@ -231,12 +236,42 @@ def _group_notes(read, new, old, out: Path):
             yield f'warning: {some} are on both sides of the split, {why}'
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-labelnotes
+def _copy_notes(pairs: list[tuple]):
+    "A sentence on pictures that are on both sides of the split."
+    if pairs:
+        one = ' and '.join(map(short, pairs[0]))
+        some = '1 picture is' if len(pairs) == 1 else f'{len(pairs)} pictures are'
+        yield (
+            f'warning: {some} on both sides of the split ({one} are the same file), so figures '
+            'will be too good. Leave one of each away.'
+        )
+
+
 def _contradiction_notes(pairs: list[tuple]):
     "A sentence on pictures that have both labels."
     if pairs:
         one = ' and '.join(map(short, pairs[0]))
         some = '1 picture has' if len(pairs) == 1 else f'{len(pairs)} pictures have'
         yield f'warning: {some} both labels ({one} are the same file). Take the wrong ones away.'
+
+# %% ../nbs/parts/cli_train.ipynb #c10b-weaknotes
+def _weak_split_notes(rows):
+    "Sentences on a split that may leak, or that holds too few of a class out to measure by."
+    from face_future.labels import crossing_folders
+
+    folders, n = crossing_folders(rows)
+    if folders:
+        yield (
+            f'{len(folders)} of {n} folders ({short(folders[0])} for one) are on both sides of the '
+            'split. If each holds one video, or one person, give a CSV with path, label and group.'
+        )
+    held = rows.label[rows.split == 'valid']
+    for word, count in held.value_counts().items():
+        if count < 5 and len(held) >= 20:
+            yield (
+                f'Of the {len(held)} held-out images only {count} is labelled {word}, too few to '
+                'measure by: hold out more (--valid-pct), or use face_future train --folds.'
+            )
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-allnotes
 def label_notes(
@@ -245,12 +280,15 @@ def label_notes(
     old,  # the earlier labels, or None
     out: Path,
     contradictions=(),  # pairs of paths that are the same file with both labels
+    copies=(),  # the same, on both sides of the split
 ):
     "Sentences on the split, earlier labels and contradictions that may not be expected."
     if old is not None:
         yield from _earlier_notes(read, new, old, out)
     yield from _group_notes(read, new, old, out)
     yield from _contradiction_notes(contradictions)
+    yield from _copy_notes(copies)
+    yield from _weak_split_notes(new.rows)
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-splitline
 def split_line(new, out: Path) -> str:
@@ -260,9 +298,9 @@ def split_line(new, out: Path) -> str:
     return f'{out}: {counts}. Here "fake" means {new.fake_means}.'
 
 # %% ../nbs/parts/cli_train.ipynb #c10b-saylabels
-def say_labels(read, new, old, out: Path, contradictions=()):  # as for `label_notes`
+def say_labels(read, new, old, out: Path, *pairs):  # as for `label_notes`
     "Print what was written, and on standard error what may not be expected."
-    for note in label_notes(read, new, old, out, contradictions):
+    for note in label_notes(read, new, old, out, *pairs):
         typer.secho(note, fg='yellow', err=True)
     typer.echo(split_line(new, out))
 
@@ -312,9 +350,10 @@ def labels(
     read = with_families(read, families) if families else read
     old = read_earlier(out)
     new = continue_split(read, old, valid_pct, seed)
-    checksums = new.checksums()  # each picture is read once for both
+    checksums = new.checksums()  # each picture is read once for all
     new.save(out, checksums)
-    say_labels(read, new, old, out, new.contradictions(checksums))
+    pairs = new.contradictions(checksums), new.crossing_copies(checksums)
+    say_labels(read, new, old, out, *pairs)
 
 # %% ../nbs/parts/cli_train.ipynb #c10-testfolder
 TestFolder = Annotated[

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'CONVENTIONS', 'LABEL_SOURCES', 'COLUMNS', 'LabelError', 'check_word', 'list_images', 'common_root',
-           'label_table', 'Labels', 'draw_evenly', 'check_both_sides', 'crossing_groups', 'found_before',
-           'sides_before', 'to_json', 'read_rows', 'called']
+           'label_table', 'Labels', 'draw_evenly', 'check_both_sides', 'crossing_groups', 'crossing_folders',
+           'found_before', 'sides_before', 'name_alike', 'to_json', 'read_rows', 'called']
 
 # %% ../nbs/parts/label_table.ipynb #tab-imports
 import json
@@ -86,7 +86,8 @@ def _check_row(path: str, word: str, split: str):
     if re.match('/|[A-Za-z]:', path) or '..' in PurePosixPath(path).parts:
         name = short(repr(path))
         raise LabelError(
-            f'{name} leads out of the root: give the folder that holds all with --root (root=)'
+            f'{name} leads out of the root: give the folder that holds all with --root (root=). '
+            'Where it has moved, write the paths from there.'
         )
     if word in ('0', '1'):
         raise LabelError(
@@ -94,7 +95,11 @@ def _check_row(path: str, word: str, split: str):
             'for data sets differ in which of 0 and 1 is the fake'
         )
     check_word(f'label of {short(path)}', word, CLASSES)
-    check_word(f'split of {short(path)}', split, ('train', 'valid', ''))
+    if split not in ('train', 'valid', ''):
+        raise LabelError(
+            f'split of {short(path)} is {short(repr(split))}: write train, or valid for what is '
+            'held out, or nothing. A last test set is a table of its own (--valid-pct 1).'
+        )
 
 # %% ../nbs/parts/label_table.ipynb #tab-table
 def _check_cells(df: pd.DataFrame):
@@ -240,6 +245,15 @@ def crossing_groups(rows: pd.DataFrame) -> list[str]:
     sides = known.groupby('group').split.nunique()
     return sides.index[sides > 1].tolist()
 
+# %% ../nbs/parts/label_table.ipynb #tab-folders
+def crossing_folders(rows: pd.DataFrame) -> tuple:  # (folders, how many there are in all)
+    "The folders, if ten or more, whose pictures of no group are on both sides of the split."
+    alone = rows[(rows.group == '') & (rows.split != '')]
+    folder = alone.path.map(lambda p: p.rpartition('/')[0])
+    sides = alone.split.groupby(folder).nunique()
+    crossing = sides.index[sides > 1].tolist()
+    return (crossing if len(sides) >= 10 else []), len(sides)
+
 # %% ../nbs/parts/label_table.ipynb #tab-before
 def _target(place: str) -> str:
     "The file that a link leads to, or the file itself."
@@ -263,6 +277,14 @@ def sides_before(labels: Labels, old: Labels | None) -> list[str]:
     sides = [*old.rows.split, '']  # the last one is for -1
     return [sides[i] for i in found_before(labels, old)]
 
+# %% ../nbs/parts/label_table.ipynb #tab-alike
+def name_alike(file: Path) -> str:
+    "A sentence on a picture beside a missing file that has its name but for ending or case, or ''."
+    stems = {file.name.lower(), file.stem.lower()}
+    there = list_images(file.parent, recursive=False) if file.parent.is_dir() else []
+    found = next((f.name for f in there if f.stem.lower() in stems), None)
+    return f' There is {short(found)}, with another ending or letter case.' if found else ''
+
 # %% ../nbs/parts/label_table.ipynb #lab-save
 @patch
 def checksums(self: Labels) -> list[str]:
@@ -272,6 +294,7 @@ def checksums(self: Labels) -> list[str]:
             f'no such image: {printable(missing[0])} '
             f'({len(missing)} of {len(self.files)} are missing). '
             'Remove what leads nowhere. Where a folder was moved, --root names it.'
+            + name_alike(missing[0])
         )
     return [file_sha256(f) for f in self.files]
 
@@ -290,6 +313,15 @@ def contradictions(self: Labels, checksums: list[str] | None = None) -> list[tup
     rows = self.rows[['path', 'label']].assign(sha256=checksums or self.checksums())
     real, fake = (rows[rows.label == word] for word in CLASSES)
     pairs = real.merge(fake, on='sha256')
+    return list(zip(pairs.path_x, pairs.path_y))
+
+# %% ../nbs/parts/label_table.ipynb #tab-copies
+@patch
+def crossing_copies(self: Labels, checksums: list[str] | None = None) -> list[tuple]:
+    "Pairs of paths, one held out and one to learn from, whose files are the same byte for byte."
+    rows = self.rows[['path', 'split']].assign(sha256=checksums or self.checksums())
+    held, learnt = (rows[rows.split == side] for side in ('valid', 'train'))
+    pairs = held.merge(learnt, on='sha256')
     return list(zip(pairs.path_x, pairs.path_y))
 
 # %% ../nbs/parts/label_table.ipynb #tab-json
@@ -312,7 +344,10 @@ def read_rows(file: str | Path) -> list[dict]:
         raise LabelError(str(e)) from None
     if isinstance(rows, list) and all(isinstance(r, dict) for r in rows):
         return rows
-    raise LabelError(f'{Path(file).name} must hold a list of rows')
+    raise LabelError(
+        f'{Path(file).name} must hold a list of rows, [{{…}}, {{…}}]. Of other JSON, such as COCO, '
+        'make a CSV with the columns path and label.'
+    )
 
 # %% ../nbs/parts/label_table.ipynb #tab-save
 @patch
@@ -410,7 +445,7 @@ def _check_there(labels, name: str):
     if labels.is_gone():
         raise LabelError(
             f'not one of the {len(labels)} images of {name} lies under {called(labels.root)}: '
-            'if they were moved, say where to with --root (root=)'
+            'if they were moved, say where to with --root (root=).' + name_alike(labels.files[0])
         )
 
 # %% ../nbs/parts/label_table.ipynb #tab-loadfn

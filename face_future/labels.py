@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['read_folders', 'clusters', 'assign_split', 'split_labels', 'continue_split', 'atomic_write', 'CLASSES', 'Labels',
-           'LabelError', 'crossing_groups', 'draw_evenly', 'found_before', 'left_out', 'list_images', 'make_toy',
-           'merge_labels', 'read_csv', 'read_manifest', 'sides_before', 'with_families']
+           'LabelError', 'crossing_folders', 'crossing_groups', 'draw_evenly', 'found_before', 'left_out',
+           'list_images', 'make_toy', 'merge_labels', 'read_csv', 'read_manifest', 'sides_before', 'with_families']
 
 # %% ../nbs/00_labels.ipynb #lab-imports
 import os
@@ -30,6 +30,7 @@ from face_future.label_table import (
 # what other modules look for here
 from .files import atomic_write
 from face_future.label_table import (
+    crossing_folders,
     crossing_groups,
     draw_evenly,
     found_before,
@@ -43,6 +44,7 @@ _all_ = [
     CLASSES,
     Labels,
     LabelError,
+    crossing_folders,
     crossing_groups,
     draw_evenly,
     found_before,

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from .files import begins_like_a_picture, read_bytes, short
-from .label_table import LabelError, Labels, called
+from .label_table import LabelError, Labels, called, name_alike
 
 # %% ../nbs/parts/manifests.ipynb #man-unzipped
 def _unzipped(data: bytes, name: str) -> bytes:
@@ -122,7 +122,8 @@ def _from_root(path: str, root: Path) -> str:
 KNOWN = ['path', 'label', 'source', 'family', 'group', 'split']  # columns of a manifest
 
 # %% ../nbs/parts/manifests.ipynb #man-unused
-_RENAME = '. Rename index to path, with the name of each file (1.png), and prediction to label.'
+_RENAME = 'Rename index to path, with the name of each file (1.png), and prediction to label.'
+_NAMES = 'Its first line must name path (each file) and label (real or fake): rename the columns.'
 
 
 def _unused(columns: list[str], name: str) -> str:
@@ -144,7 +145,7 @@ def _read_known(csv: Path, root: Path) -> pd.DataFrame:
     if missing := {'path', 'label'} - set(df):
         there = short(', '.join(df))
         why = f'{csv.name} has no column {" and ".join(sorted(missing))}, only {there}'
-        raise LabelError(why + _RENAME * ({'index', 'prediction'} <= set(df)))
+        raise LabelError(f'{why}. {_RENAME if {"index", "prediction"} <= set(df) else _NAMES}')
     if unused := _unused(list(df), csv.name):
         print(unused, file=sys.stderr)
     df = df.filter(items=KNOWN)
@@ -171,6 +172,7 @@ def read_manifest(
     raise LabelError(
         f'{csv.name}: not one of the {len(df)} files lies under {called(labels.root)}. Paths '
         'are taken from the folder of the table, or from another one that --root (root=) names.'
+        + name_alike(labels.files[0])
     )
 
 # %% ../nbs/parts/manifests.ipynb #man-below

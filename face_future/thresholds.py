@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .calibrate import choose_calibration
+from .files import short
 from .guarantees import face_table, unseen_bound, worst_bound
 from .intervals import wilson
 
@@ -52,15 +53,26 @@ def _lower_threshold(fakes, unseen, rate, over):
     return 1 - unseen_bound(1 - missed.score, missed.left_out, rate, over)
 
 # %% ../nbs/parts/thresholds.ipynb #c07b-enough
-def _check_enough(settings, *rates):
+def _check_sources(rows, rate, what: str, advice: str):
+    "A `ValueError` for sources with too few held-out images to keep a rate (None: none is asked)."
+    least = np.ceil(1 / (rate or 1) - 1e-9) - 1
+    n = rows.source.value_counts().sort_index()
+    if small := [f'{name or "of no source"} ({k})' for name, k in n.items() if k < least]:
+        raise ValueError(
+            f'Too few held-out images to promise this: a rate of {rate} takes at least '
+            f'{least:.0f} {what} in each source. Fewer are in {short(", ".join(small))}. '
+            f'Hold more out, ask for less, or {advice}.'
+        )
+
+
+def _check_enough(settings, photos: tuple, fakes: tuple):  # each: a table of sources, and a rate
     "A `ValueError` where too few held-out images gave an infinite threshold."
     if np.isfinite([settings['threshold'], settings['lower_threshold']]).all():
         return
-    rate = min(r for r in rates if r)
-    raise ValueError(
-        f'Too few held-out images to promise this: a rate of {rate} takes at least '
-        f'{int(np.ceil(1 / rate))} in each source.'
-    )
+    _check_sources(*photos, 'photographs', 'name larger sources with --photo-sources')
+    average = 'promise it on average over the sources (--miss-over mean)'
+    _check_sources(*fakes, 'fakes', average)
+    raise ValueError('Too few held-out images to promise this.')
 
 # %% ../nbs/parts/thresholds.ipynb #c07b-checks
 def _many_faces(photos, unseen, threshold, max_fpr):
@@ -152,7 +164,7 @@ def choose_thresholds(
     out['guarantee'] |= _conditions(named, unseen, fpr_over, miss_over)
     asked = (max_fpr, fpr_over), (max_miss, miss_over)
     out |= _both_thresholds(photos, held[held.fake], unseen, *asked)
-    _check_enough(out, max_fpr, max_miss)
+    _check_enough(out, (photos, max_fpr), (held[held.fake], max_miss))
     if max_fpr is not None:
         out['many_faces'] = _many_faces(photos, unseen, out['threshold'], max_fpr)
     return out
