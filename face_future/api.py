@@ -31,7 +31,7 @@ from .errors import add_errors, errors, finish
 from .frames import MOST_FRAMES
 from .headers import UPLOADS
 from .links import check_client
-from .logs import use_json_logs
+from .logs import hide_clients, use_json_logs
 from .model_info import ModelInfo, model_info
 from .pages import ABOUT, add_docs, add_page, described_app
 from .probes import facts, health, metrics, ready
@@ -150,6 +150,7 @@ def make_app(
 ) -> FastAPI:
     "The service as an ASGI application. Raises a `ValueError` if the environment is wrong."
     settings = settings or Settings.from_env()
+    hide_clients()
     if settings.json_logs:
         use_json_logs()
     app = described_app(lifespan_of(settings, predictor))
