@@ -59,7 +59,7 @@ def find_weights(
             file.open('rb').close()  # safetensors calls a file that isn't for us a missing one
             return file
     if Path(weights).is_dir():
-        best = next(Path(weights).glob('model_best.*'), None)
+        best = max(Path(weights).glob('model_best.*'), default=None)  # .safetensors before .pth
         advice = f'Give the file in it: {best}' if best else 'Give a weights file'
         raise WeightsError(f'{weights} is a folder. {advice}.')
     names = ', '.join(packaged_weights()) or 'none'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAITS', 'NUMBERS', 'WORDS', 'rings', 'spectrum', 'header', 'traits', 'scan_traits', 'auc_interval', 'probe',
-           'spectrum_probe', 'number_auc', 'word_auc', 'in_words', 'shortcuts', 'new_axes', 'plot_shortcuts',
+           'spectrum_probe', 'number_auc', 'word_auc', 'in_words', 'in_both', 'shortcuts', 'new_axes', 'plot_shortcuts',
            'plot_spectrum']
 
 # %% ../nbs/parts/shortcuts.ipynb #sho-imports
@@ -129,6 +129,16 @@ def in_words(v: pd.Series) -> str:
         return f'{v.median():,.0f}'
     return f'{v.mode()[0] or "none"} ({(v == v.mode()[0]).mean():.0%})'
 
+# %% ../nbs/parts/shortcuts.ipynb #sho-inboth
+def in_both(v: pd.Series, y: np.ndarray) -> list[str]:
+    "A trait in words in each class, with the range of most values where the medians are the same."
+    both = [v[y == k] for k in (0, 1)]
+    words = [in_words(part) for part in both]
+    if v.dtype.kind not in 'iuf' or words[0] != words[1] or v.nunique() == 1:
+        return words
+    ranges = [part.quantile([0.05, 0.95]) for part in both]
+    return [f'{w} ({r.iloc[0]:,.0f} to {r.iloc[1]:,.0f})' for w, r in zip(words, ranges)]
+
 # %% ../nbs/parts/shortcuts.ipynb #aud-shortcuts
 NUMBERS = {
     'file size, bytes': 'bytes',
@@ -146,7 +156,8 @@ def _single_traits(t: pd.DataFrame, y: np.ndarray) -> list[dict]:
         for name, c in columns.items():
             if c == 'source' and t.source.nunique() < 2:
                 continue
-            detail = ', '.join(f'{word} {in_words(t[c][y == k])}' for k, word in enumerate(CLASSES))
+            told = zip(CLASSES, in_both(t[c], y))
+            detail = ', '.join(f'{word} {value}' for word, value in told)
             rows.append(dict(trait=name, **measure(t[c], y), detail=detail))
     return rows
 

@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .calibrate import choose_calibration
-from .files import short
 from .guarantees import face_table, unseen_bound, worst_bound
 from .intervals import wilson
 
@@ -57,10 +56,11 @@ def _check_sources(rows, rate, what: str, advice: str):
     "A `ValueError` for sources with too few held-out images to keep a rate (None: none is asked)."
     least = np.ceil(1 / (rate or 1) - 1e-9) - 1
     n = rows.source.value_counts().sort_index()
-    if small := [f'{name or "of no source"} ({k})' for name, k in n.items() if k < least]:
+    if small := [f'{name or "no source"} ({k})' for name, k in n.items() if k < least]:
+        some = ', '.join(small[:5]) + ' …' * (len(small) > 5)
         raise ValueError(
             f'Too few held-out images to promise this: a rate of {rate} takes at least '
-            f'{least:.0f} {what} in each source. Fewer are in {short(", ".join(small))}. '
+            f'{least:.0f} {what} in each source. Fewer are in {some}. '
             f'Hold more out, ask for less, or {advice}.'
         )
 
