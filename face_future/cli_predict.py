@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PHOTOGRAPH_NOTE', 'Pictures', 'Predictions', 'MaxFaces', 'Recursive', 'PREDICT_OPTIONS', 'BATCH_OPTIONS',
-           'HeatSource', 'SERVE_OPTIONS', 'Host', 'Port', 'Workers', 'TRIES', 'STOP', 'about', 'show_rows',
+           'HeatSource', 'SERVE_OPTIONS', 'Host', 'Port', 'Workers', 'TRIES', 'START', 'STOP', 'about', 'show_rows',
            'show_errors', 'loaded_predictor', 'predict_resumably', 'batch_options', 'batch_line', 'predict_batch',
            'counts_line', 'show_results', 'predict_here', 'predict', 'check', 'paint_pictures', 'check_maps', 'heatmap',
            'setting_option', 'serve', 'share_machine', 'check_counting', 'prepare_serving', 'check_address',
-           'metrics_folder', 'Tries', 'Restarts', 'make_supervisor', 'run_one', 'uvicorn_options', 'run_server']
+           'metrics_folder', 'Tries', 'Restarts', 'Replacing', 'make_supervisor', 'run_one', 'uvicorn_options',
+           'run_server']
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-imports
 import os
@@ -511,11 +512,12 @@ class Tries:
         return not self.failed
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-maygoon
+START = 120  # seconds that a successor of a worker may take until it serves
 STOP = 10  # seconds that a worker may take to end, besides what it has to finish
 
 
 class Restarts(Tries):
-    "For uvicorn's supervisor: workers that end are started anew, and none is waited for for ever."
+    "For uvicorn's supervisor: workers that end are started anew."
 
     def keep_subprocess_alive(self):
         if self.should_exit.is_set() or time.monotonic() < self.retry:
@@ -529,22 +531,44 @@ class Restarts(Tries):
             fresh.start()
             self.processes[self.processes.index(process)] = fresh
 
-    def join_all(self):
+# %% ../nbs/parts/cli_predict.ipynb #c10c-replacing
+class Replacing(Restarts):
+    "For uvicorn's supervisor: workers end in time, and on SIGHUP each is replaced by a new one."
+
+    def end(self, processes: list):
+        "Wait until these have ended, and kill those that don't."
         from face_future.drain import drain_seconds
 
         seconds = drain_seconds() + self.config.timeout_graceful_shutdown + STOP
         end = time.monotonic() + seconds
-        for p in self.processes:
+        for p in processes:
             p.process.join(max(0, end - time.monotonic()))
             p.process.kill()
             p.join()
+
+    def join_all(self):
+        self.end(self.processes)
+
+    def restart_all(self):
+        for i, old in enumerate(self.processes):
+            fresh = type(old)(self.config, self.sockets)
+            fresh.start()
+            if not fresh.wait_until_ready(START, self.should_exit):
+                fresh.kill()
+                return fresh.join()  # the old ones serve on
+            self.processes[i] = fresh
+            old.terminate()
+            self.end([old])
+
+    def handle_quit(self):
+        self.handle_term()
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-makesupervisor
 def make_supervisor():
     "uvicorn's supervisor, which tries a worker that can't start again while another one serves."
     from uvicorn.supervisors.multiprocess import Multiprocess
 
-    class Supervisor(Restarts, Multiprocess):
+    class Supervisor(Replacing, Multiprocess):
         pass
 
     return Supervisor

@@ -182,9 +182,9 @@ def work(module: str, name: str, arguments: dict):
     detect = getattr(import_module(module), name)(**arguments)
     detect(np.zeros((64, 64, 3), np.uint8), 1)
     load_library()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what decoders complain of is of no interest
     replies.write(pack({}))
     replies.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what decoders complain of is of no interest
     while message := read_message(orders):
         head, data = reply(*message, detect)
         replies.write(head)
