@@ -262,7 +262,7 @@ def evaluate(
 ):
     """How good, honestly: every figure with its interval, source by source, and nothing dropped.
 
-    Example: face_future evaluate data/faces_labels.json --out evaluation
+    Example: face_future evaluate train_labels.json --out evaluation
     """
     check_given(weights, scores)
     labels = labels_to_measure(labels_file, root, out, against, split, scores)
@@ -311,7 +311,7 @@ def left_out(
 ):
     """How good is it at families that training did not see? AUROC against the likeliest mistakes.
 
-    Example: face_future left-out data/faces_labels.json runs/without_stylegan runs/without_swaps
+    Example: face_future left-out train_labels.json runs/without_stylegan runs/without_swaps
     --out left_out.csv
     """
     import pandas as pd
