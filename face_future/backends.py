@@ -134,6 +134,7 @@ class Torch:
         return in_chunks(self.run, x) if self.device.type == 'cpu' else self.run(x)
 
     def run(self, x: np.ndarray):
+        "A batch N × 3 or 6 × S × S, all at once -> logit, features, map or None."
         import torch
 
         from face_future.model import forward_all
@@ -162,6 +163,7 @@ class Onnx:
         self.channels = self.session.get_inputs()[0].shape[1]  # 3, or 6 with close-ups
 
     def run(self, x: np.ndarray):
+        "A batch N × 3 or 6 × S × S, all at once -> logit, features, map or None."
         x = with_channels(x, self.channels)
         return [*self.session.run(None, {'image': np.ascontiguousarray(x)}), None][:3]
 
@@ -210,6 +212,7 @@ class OpenVino:
         self.local = threading.local()
 
     def run(self, x: np.ndarray):
+        "A batch N × 3 or 6 × S × S, all at once -> logit, features, map or None."
         if not hasattr(self.local, 'request'):
             self.local.request = self.model.create_infer_request()  # one a thread
         x = with_channels(x, self.channels)
