@@ -13,6 +13,7 @@ __all__ = ['PHOTOGRAPH_NOTE', 'Pictures', 'Predictions', 'MaxFaces', 'Recursive'
 # %% ../nbs/parts/cli_predict.ipynb #c10c-imports
 import os
 import socket
+import sys
 import time
 from contextlib import suppress
 from importlib.util import find_spec
@@ -398,6 +399,8 @@ def share_machine(workers: int):
     import atexit
     import shutil
 
+    if sys.platform == 'win32':  # where uvicorn's loop for several starts no processes
+        raise ValueError(f'--workers {workers}: in Windows the service takes one. Leave it away.')
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // workers)))
     os.environ['FACE_FUTURE_SHARED'] = str(workers)  # each takes its share of slots and rates
     if 'PROMETHEUS_MULTIPROC_DIR' not in os.environ:
