@@ -8,7 +8,6 @@ __all__ = ['CHUNK', 'BACKENDS', 'find_graph', 'BackendMissing', 'cpu_threads', '
            'make_backend', 'Reopened']
 
 # %% ../nbs/parts/backends.ipynb #b04b-imports
-import hashlib
 import json
 import os
 import platform
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from .close_ups import with_channels
-from .files import atomic_write, cache_folder
+from .files import atomic_write, cache_folder, file_sha256
 from .model_config import WeightsError, onnx_notes
 
 # %% ../nbs/parts/backends.ipynb #b04b-findgraph
@@ -38,7 +37,7 @@ def _exported(file, sha256):
 def find_graph(
     file: str | Path,  # a weights file
     sha256: str,  # of it
-) -> Path:  # None if there is none
+) -> Path | None:
     "The `.onnx` graph that runs `file`, or a `WeightsError` if it is another's or was changed."
     file = Path(file)
     if file.suffix == '.onnx':
@@ -53,7 +52,7 @@ def find_graph(
         raise WeightsError(
             f'{graph.name} was made from other weights than this {file.name}: {advice}'
         )
-    if _exported(file, sha256) not in ('', hashlib.sha256(graph.read_bytes()).hexdigest()):
+    if _exported(file, sha256) not in ('', file_sha256(graph)):
         raise WeightsError(f'{graph.name} was changed after its export with {file.name}: {advice}')
     return graph
 
@@ -90,7 +89,7 @@ def in_chunks(
     return [None if a[0] is None else np.concatenate(a) for a in zip(*parts)]
 
 # %% ../nbs/parts/backends.ipynb #b04b-device
-def usable_device(name: str = None):
+def usable_device(name: str | None = None):
     "PyTorch's device of that name (None: a GPU if there is one), or a `BackendMissing`."
     import torch
 
@@ -135,6 +134,7 @@ class Torch:
         return in_chunks(self.run, x) if self.device.type == 'cpu' else self.run(x)
 
     def run(self, x: np.ndarray):
+        "A batch N × 3 or 6 × S × S, all at once -> logit, features, map or None."
         import torch
 
         from face_future.model import forward_all
@@ -163,6 +163,7 @@ class Onnx:
         self.channels = self.session.get_inputs()[0].shape[1]  # 3, or 6 with close-ups
 
     def run(self, x: np.ndarray):
+        "A batch N × 3 or 6 × S × S, all at once -> logit, features, map or None."
         x = with_channels(x, self.channels)
         return [*self.session.run(None, {'image': np.ascontiguousarray(x)}), None][:3]
 
@@ -211,6 +212,7 @@ class OpenVino:
         self.local = threading.local()
 
     def run(self, x: np.ndarray):
+        "A batch N × 3 or 6 × S × S, all at once -> logit, features, map or None."
         if not hasattr(self.local, 'request'):
             self.local.request = self.model.create_infer_request()  # one a thread
         x = with_channels(x, self.channels)
@@ -225,7 +227,7 @@ class OpenVino:
 def cpu_name() -> str:
     "The processor, as people call it."
     try:
-        with open('/proc/cpuinfo') as f:
+        with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as f:
             return next(x.split(':', 1)[1].strip() for x in f if x.startswith('model name'))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -324,8 +326,8 @@ def check_backend(name: str | None, device: str | None = None):
 def candidates(
     file: str | Path,  # a weights file, or a graph
     sha256: str,  # of it
-    name: str = None,  # one of `BACKENDS`, or None for whichever is the fastest
-    device: str = None,  # `cpu` or `cuda`, None for a GPU if there is one
+    name: str | None = None,  # one of `BACKENDS`, or None for whichever is the fastest
+    device: str | None = None,  # `cpu` or `cuda`, None for a GPU if there is one
 ) -> tuple:  # names of backends, fastest first, and the graph or None
     "What may run `file` here, or a `BackendMissing` if name, device or graph are not there."
     check_backend(name, device)
@@ -341,12 +343,14 @@ def candidates(
 def make_backend(
     file: str | Path,  # a weights file, or a graph
     settings: dict,  # complete, of that file
-    name: str = None,  # one of `BACKENDS`, or None for the fastest that is installed and as good
-    device: str = None,  # `cpu` or `cuda`, None for a GPU if there is one
-    given: dict = None,  # settings that the user added, for a bare state dict
+    name: str | None = None,  # one of `BACKENDS`, None for the fastest that is here and as good
+    device: str | None = None,  # `cpu` or `cuda`, None for a GPU if there is one
+    given: dict | None = None,  # settings that the user added, for a bare state dict
     streams: int = 1,  # calls that may run at once
 ):  # called with a batch, it gives logit, features, map, and has `.name`, `.device`, `.streams`
     "A backend for `file`, or a `BackendMissing` that says what to install."
+    if streams < 1:
+        raise ValueError(f'streams is {streams}: it must be at least 1.')
     names, graph = candidates(file, settings['sha256'], name, device)
     for candidate in names:
         try:

@@ -212,7 +212,7 @@ RAY_ENVIRONMENT = dict(
 )
 
 # %% ../nbs/parts/batch.ipynb #ba1-environment
-def start_ray(address: str = None) -> None:
+def start_ray(address: str | None = None) -> None:
     "Connect to the Ray cluster at `address`, or start Ray on this machine, on its loopback only."
     os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
     if not address:
@@ -252,7 +252,7 @@ GROUP = 4  # cores that share a predictor, unless --workers says how many there 
 def share(
     cpus: int,
     gpus: int,
-    workers: int = None,  # None: one a GPU, or one for each `GROUP` cores
+    workers: int | None = None,  # None: one a GPU, or one for each `GROUP` cores
 ) -> tuple:  # workers, cores of each, GPUs of each
     "How a cluster is shared out among predictors, or a `ValueError` if there are too many."
     cpus = max(1, cpus)
@@ -313,7 +313,7 @@ def _whole(out) -> str:
     return str(out) if '://' in str(out) else str(Path(out).absolute())
 
 # %% ../nbs/parts/batch.ipynb #ba1-refusefn
-def _refuse_early(options: dict, note: dict, workers: int = None) -> None:
+def _refuse_early(options: dict, note: dict, workers: int | None = None) -> None:
     "Raise what can't work on this machine, before Ray has started."
     candidates(options['weights'], note['weights'], options.get('backend'), options.get('device'))
     share(os.cpu_count(), 0, workers)
@@ -332,8 +332,8 @@ def predict_on_ray(
     source,  # see `source_rows`
     out,  # a folder, or a place in a bucket
     *,
-    address: str = None,  # of a Ray cluster, or None to start Ray here, and stop it
-    workers: int = None,  # see `share`
+    address: str | None = None,  # of a Ray cluster, or None to start Ray here, and stop it
+    workers: int | None = None,  # see `share`
     shard: int = 256,  # pictures that are written at once, and lost at most when an actor dies
     recursive: bool = False,
     progress: bool = False,

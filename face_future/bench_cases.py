@@ -158,7 +158,7 @@ def peer_cases(
     return cases
 
 # %% ../nbs/parts/bench_cases.ipynb #v08b-gpuways
-def training_step(net, x, device: str, half: bool):
+def training_step(net, x, device: str, half: torch.dtype):
     "A function that takes one step of training on a batch `x`, in mixed precision."
     net = copy.deepcopy(net).train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-5)

@@ -412,7 +412,7 @@ def _data_before(c: dict, best) -> dict:  # c: a checkpoint, best: the settings 
 
 # %% ../nbs/parts/callbacks.ipynb #k03-loadfn
 @patch
-def load(self: Checkpoint, learn, file: str | Path) -> int:  # the epoch to go on with
+def load(self: Checkpoint, learn, file: Path) -> int:  # the epoch to go on with
     "Put a checkpoint back into `learn`. A `ValueError` says that it is of another run."
     device = learn.dls.device
     best = _read_best(file.parent)

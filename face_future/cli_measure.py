@@ -92,7 +92,7 @@ def check_against(other: str | Path, labels, split: str):  # as for `compare_wit
 def compare_with(
     other,  # a table of scores, or a weights file
     table,  # of scores
-    out: str | Path,  # a folder, which gets `compare.json`
+    out: Path,  # a folder, which gets `compare.json`
     *,
     threshold: float,  # of `table`
     name: str,  # of what `table` is from
@@ -113,7 +113,7 @@ def compare_with(
     return result['sentence']
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-compare
-def write_corruptions(weights, labels, out: str | Path, images: int, split: str):
+def write_corruptions(weights, labels, out: Path, images: int, split: str):
     "Predict some images of each source and class under every corruption."
     from face_future.robustness import write_robustness
     from face_future.tta_inference import Predictor
@@ -208,7 +208,7 @@ def scored(source, labels, split: str, threshold: float | None) -> tuple:  # tab
     return table, own if threshold is None else threshold, name
 
 # %% ../nbs/parts/cli_measure.ipynb #c10d-writereport
-def measure(table, threshold: float, name: str, out: str | Path, rounds: int):
+def measure(table, threshold: float, name: str, out: Path, rounds: int):
     "Write a report on a table of scores, and print it."
     from face_future.evaluate import write_report
 
@@ -417,9 +417,7 @@ def left_maps(figures, perplexities: list):
 MAP_FILES = 'tsne.png', 'tsne.html', 'mistakes.png', 'points.csv', 'separation.csv'
 
 
-def write_maps(
-    predictor, labels, out: str | Path, perplexities: list, n: int, split: str, seed: int
-):
+def write_maps(predictor, labels, out: Path, perplexities: list, n: int, split: str, seed: int):
     "See some pictures, write their maps, and print how well the classes are told apart."
     from face_future.atlas import write_map
     from face_future.heatmaps import turning_point

@@ -14,6 +14,7 @@ __all__ = ['PHOTOGRAPH_NOTE', 'Pictures', 'Predictions', 'MaxFaces', 'Recursive'
 # %% ../nbs/parts/cli_predict.ipynb #c10c-imports
 import os
 import socket
+import sys
 import time
 from contextlib import suppress
 from importlib.util import find_spec
@@ -60,7 +61,7 @@ def about(settings: dict) -> list:  # of sentences
     return lines
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-showrows
-def show_rows(rows, out: str | Path):
+def show_rows(rows, out: Path):
     "Print the first twenty rows as a table, and where the others are."
     table = Table('index', 'verdict', 'p_fake', 'label', 'faces', 'unsure_reason')
     for r in rows[:20]:
@@ -72,7 +73,7 @@ def show_rows(rows, out: str | Path):
         typer.echo(f'… and {len(rows) - 20} more in {printable(out / "predictions.csv")}')
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-rows
-def show_errors(errors, out: str | Path):
+def show_errors(errors, out: Path):
     "Print the first five errors and where the others are. End with status 1 if there are any."
     for e in errors[:5]:
         typer.secho(f'error: {e["error"]}', fg='red', err=True)
@@ -193,7 +194,7 @@ def predict_batch(source: str, out: Path, **given):
         raise typer.Exit(1)
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-countsline
-def counts_line(rows, errors, out: str | Path) -> str:
+def counts_line(rows, errors, out: Path) -> str:
     "How many images were predicted, and which files to look at."
     from face_future.submission import RESULTS
 
@@ -204,7 +205,7 @@ def counts_line(rows, errors, out: str | Path) -> str:
     return f'{counts}. Wrote {" and ".join(printable(out / f) for f in RESULTS[:2])}'
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-showresults
-def show_results(rows, errors, out: str | Path):
+def show_results(rows, errors, out: Path):
     "Print the first rows, what was counted and written, and the errors, see `show_errors`."
     show_rows(rows, out)
     typer.echo(counts_line(rows, errors, out))
@@ -280,7 +281,7 @@ def check(
     typer.echo('every image has one row, every row an image, all labels are known')
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-paintpictures
-def paint_pictures(predictor, source, out: str | Path):
+def paint_pictures(predictor, source, out: Path):
     "Paint a picture or a folder, a line each. End with status 1 if one could not be read."
     from face_future.heatmaps import paint_files
     from face_future.submission import folder_images
@@ -295,7 +296,7 @@ def paint_pictures(predictor, source, out: str | Path):
         raise typer.Exit(1)
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-painted
-def check_maps(predictor, labels_file, out: str | Path, n: int, root=None):
+def check_maps(predictor, labels_file, out: Path, n: int, root=None):
     "Paint held-out images in a grid, and check the maps by deletion."
     from face_future.files import check_apart
     from face_future.heatmaps import write_check
@@ -402,6 +403,8 @@ def share_machine(workers: int):
     import atexit
     import shutil
 
+    if sys.platform == 'win32':  # where uvicorn's loop for several starts no processes
+        raise ValueError(f'--workers {workers}: in Windows the service takes one. Leave it away.')
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // workers)))
     os.environ['FACE_FUTURE_SHARED'] = str(workers)  # each takes its share of slots and rates
     if 'PROMETHEUS_MULTIPROC_DIR' not in os.environ:

@@ -365,7 +365,7 @@ def quality_issue(rgb: np.ndarray, box: tuple) -> str:
 log = logging.getLogger('face_future')
 
 
-def cache_file() -> Path:
+def cache_file() -> Path | None:
     "Where found faces are remembered, or None without home folder and `FACE_FUTURE_CACHE`."
     folder = cache_folder()
     return folder and folder / f'faces_{DETECTOR}_3.jsonl'

@@ -52,7 +52,7 @@ def colour(
     cam: np.ndarray,  # h × w, in logits
     size: int,  # of the crop, pixels
     zero: float = 0.0,  # no colour here, orange above, blue below
-    full: float = FULL,  # the colour is strongest this far from `zero` (None: at the extreme)
+    full: float | None = FULL,  # strongest this far from `zero` (None: at the extreme)
     strength: float = STRENGTH,
 ) -> np.ndarray:  # size × size × 4, uint8: RGB and opacity
     "A map's colours, to be laid over its crop."
@@ -68,7 +68,7 @@ def overlay(
     crop: np.ndarray,  # S × S × 3, uint8, RGB
     cam: np.ndarray,  # its map, h × w, in logits
     zero: float = 0.0,  # see `colour`
-    full: float = None,
+    full: float | None = None,
     strength: float = STRENGTH,
     grey: float = 0.0,  # how much of the picture's own colour is taken away, 0 to 1
 ) -> np.ndarray:  # S × S × 3, uint8

@@ -128,7 +128,7 @@ def _quoted(figures_from, own: dict) -> dict:  # own: settings of the run that q
 
 # %% ../nbs/parts/held_out.ipynb #t03-finishfn
 def finish(
-    out: str | Path,  # folder of the run
+    out: Path,  # folder of the run
     dls,  # its loaders, of all held-out images
     figures_from=None,  # a run's folder: its figures are quoted where this one holds none out
     group=None,  # of each held-out image: who is drawn together

@@ -52,7 +52,7 @@ def memory_for(size: int) -> np.ndarray:  # `size` bytes, uint8, with anything i
     return np.asarray(_Loan(_fitting(size)))[:size]
 
 # %% ../nbs/parts/jpeg.ipynb #j18-decode
-def decode_jpeg(data: bytes) -> np.ndarray:  # H × W × 3, uint8, or None to leave it to Pillow
+def decode_jpeg(data: bytes) -> np.ndarray | None:  # H × W × 3, uint8. None: leave it to Pillow
     "The pixels of a JPEG as they are stored, neither turned nor converted."
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)

@@ -139,10 +139,12 @@ class Autoencoder:
 
     @torch.inference_mode()
     def encode(self, x):
+        "Pictures N × 3 × H × W in 0 to 1 -> latents N × L × H/8 × W/8."
         return self.encoder(x.to(self.device))
 
     @torch.inference_mode()
     def decode(self, z):
+        "The way back, whose values may lie a little beyond 0 and 1."
         return self.decoder(z.to(self.device))
 
 # %% ../nbs/parts/latent.ipynb #e01e-resized

@@ -8,7 +8,6 @@ __all__ = ['PACKAGED', 'REQUIRED', 'TYPES', 'FIXED', 'NOTES', 'ORIGINAL', 'Weigh
            'read_settings', 'one_evaluation', 'complete', 'load_config']
 
 # %% ../nbs/parts/model_config.ipynb #s01d-imports
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -19,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .data import Preprocess
-from .files import are_numbers, is_number, short
+from .files import are_numbers, file_sha256, is_number, short
 from .renamed import SETTINGS, renamed
 
 # %% ../nbs/parts/model_config.ipynb #m02-weightserror
@@ -391,8 +390,7 @@ def complete(
     given: Mapping | None = None,  # what the caller knows better
 ) -> ModelConfig:  # with the file's `name` and `sha256`
     "The settings of a weights file, checked and completed, or a `WeightsError` if they won't do."
-    sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    own = dict(name=Path(file).name, sha256=sha256)
+    own = dict(name=Path(file).name, sha256=file_sha256(file))
     known = {**(ORIGINAL if inside is None else inside), **renamed(given or {}, SETTINGS)}
     try:
         return as_config({**one_evaluation(known), **own})

@@ -89,9 +89,9 @@ def pack(
     weights,  # a run's `model_best.safetensors`
     out: str | Path,  # the file to write
     views: str = 'flip',  # that the file recommends, and is calibrated with
-    labels: Labels = None,  # or its file: measure and calibrate on its held-out images
-    size: int = None,  # input side in pixels, if not the one trained at
-    about: str = None,  # a line for people, if not the run's own
+    labels: Labels | None = None,  # or its file: measure and calibrate on its held-out images
+    size: int | None = None,  # input side in pixels, if not the one trained at
+    about: str | None = None,  # a line for people, if not the run's own
     card=None,  # JSON file: data, licence, limits, as texts
     **choices,  # of `held_out_settings`
 ):  # -> the settings written, and the largest change of a logit

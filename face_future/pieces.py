@@ -45,20 +45,20 @@ def jpeg_pieces(
     return segments, scans, pixels
 
 # %% ../nbs/parts/pieces.ipynb #h06-pngpieces
-def png_pieces(data: bytes) -> int:  # chunks
-    "How many chunks a PNG has."
+def png_pieces(data: bytes, most: int = PIECES) -> int:  # chunks
+    "How many chunks a PNG has, counted to just above `most`."
     chunks = 0
     at = 8
-    while chunks <= PIECES and len(data) >= at + 8 and data[at + 4 : at + 8] != b'IEND':
+    while chunks <= most and len(data) >= at + 8 and data[at + 4 : at + 8] != b'IEND':
         chunks += 1
         at += 12 + struct.unpack('>I', data[at : at + 4])[0]
     return chunks
 
 # %% ../nbs/parts/pieces.ipynb #h06-subblocks
-def _sub_blocks(data, at):
-    "Where a GIF's chain of sub-blocks that begins at `at` ends, and how many they are."
+def _sub_blocks(data, at, most):
+    "Where a GIF's chain of sub-blocks that begins at `at` ends, and how many they are, to `most`."
     n = 0
-    while at < len(data) and data[at]:
+    while n <= most and at < len(data) and data[at]:
         n += 1
         at += 1 + data[at]
     return at + 1, n
@@ -68,21 +68,21 @@ def _palette_bytes(flags):
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 # %% ../nbs/parts/pieces.ipynb #h06-gifpieces
-def gif_pieces(data: bytes) -> int:  # blocks, up to the first image
-    "How many blocks stand before the first image of a GIF."
+def gif_pieces(data: bytes, most: int = PIECES) -> int:  # blocks, up to the first image
+    "How many blocks stand before the first image of a GIF, counted to just above `most`."
     at = 13 + _palette_bytes(data[10]) if len(data) > 10 else 13
     blocks = 0
-    while blocks <= PIECES and len(data) > at + 1 and data[at] == 0x21:
-        at, n = _sub_blocks(data, at + 2)
+    while blocks <= most and len(data) > at + 1 and data[at] == 0x21:
+        at, n = _sub_blocks(data, at + 2, most)
         blocks += 1 + n
     return blocks
 
 # %% ../nbs/parts/pieces.ipynb #p15-webp
-def webp_pieces(data: bytes) -> int:  # chunks
-    "How many chunks a WebP has."
+def webp_pieces(data: bytes, most: int = PIECES) -> int:  # chunks
+    "How many chunks a WebP has, counted to just above `most`."
     chunks = 0
     at = 12
-    while chunks <= PIECES and len(data) >= at + 8:
+    while chunks <= most and len(data) >= at + 8:
         chunks += 1
         size = int.from_bytes(data[at + 4 : at + 8], 'little')
         at += 8 + size + size % 2
@@ -108,16 +108,14 @@ def tiff_pieces(data: bytes) -> int:  # 0 if it is unknown
     return max([n, *(length for tag, _, length in entries if tag in _STRIPS)])
 
 # %% ../nbs/parts/pieces.ipynb #p15-pieces
-def _pieces(data):
-    "How many pieces a file has, weighed by what honest files of its format have."
-    if data[:3] == b'\xff\xd8\xff':
-        return SEGMENT * jpeg_pieces(data)[0]
+def _pieces(data, most):
+    "How many pieces a file other than a JPEG has (to just above `most`), weighed by its format."
     if data[:4] == b'\x89PNG':
-        return png_pieces(data)
+        return png_pieces(data, most)
     if data[:3] == b'GIF':
-        return gif_pieces(data)
+        return gif_pieces(data, most)
     if data[:4] == b'RIFF':
-        return webp_pieces(data)
+        return webp_pieces(data, most)
     if data[:3] in (b'II*', b'II+') or data[:4] in (b'MM\0*', b'MM\0+'):
         return tiff_pieces(data) // 5  # perhaps one for each row
     return 0
@@ -130,7 +128,7 @@ def pieces_problem(
     "Why a file is not to be decoded: it is built to take long."
     room = max(PIECES, len(data) // LARGE)
     if data[:2] != b'\xff\xd8':
-        return 'too_many_pieces' if _pieces(data) > room else ''
+        return 'too_many_pieces' if _pieces(data, room) > room else ''
     segments, scans, pixels = jpeg_pieces(data)  # walked once, for both
     if scans > SCANS or (scans * pixels > SCANNED and pixels <= max_pixels):
         return 'too_many_scans'

@@ -23,7 +23,7 @@ from .comparisons import auroc_change
 from .data import read_rgb
 from .files import atomic_write
 from .labels import LabelError, Labels
-from .model_config import calibrated, onnx_notes, read_settings
+from .model_config import calibrated, load_config, onnx_notes
 from .tta_inference import Predictor
 
 # %% ../nbs/parts/precision.ipynb #e08-gatefn
@@ -106,12 +106,6 @@ def passes(row: dict) -> bool:
     "Whether a row of `check_precision` shows no loss, surely enough."
     return bool(row['hi'] >= 0 and row['lo'] > -0.005 and row['flips'] == 0)
 
-# %% ../nbs/parts/precision.ipynb #prc-signfn
-def _sign(settings) -> float:
-    "1 where a positive output says fake in the world's sense, else -1."
-    inverted = settings['fake_means'] == 'photograph'
-    return -1.0 if inverted ^ (settings['classes'] != ['real', 'fake']) else 1.0
-
 # %% ../nbs/parts/precision.ipynb #prc-checkfn2
 def check_precision(
     graph: str | Path,  # an `.onnx` file
@@ -120,9 +114,9 @@ def check_precision(
     root=None,  # where the pictures lie now, if they were moved
 ) -> list[dict]:  # backend, n, auroc, change, lo, hi, flips, gap, cpu_ms (of a crop), passed
     "What each precision that runs here costs and brings, against ONNX Runtime in 32 bits."
-    settings = read_settings(graph)
+    settings = load_config(graph)
     x, fake = held_out_crops(graph, labels_file, n, root=root)
-    by_case = case_logits(graph, x, _sign(settings))
+    by_case = case_logits(graph, x, settings.sign)
     rows = []
     for name, (logit, cpu_ms) in by_case.items():
         row = compare_logits(fake, by_case['onnx'][0], logit, settings)

@@ -176,11 +176,13 @@ class CropVerdicts(Scores):
 
     @property
     def verdict(self) -> np.ndarray:  # N, str: real, fake, unsure
+        "The verdict of each crop, by the threshold for a single face."
         called = np.where(self.p_fake >= self.threshold, 'fake', 'real')
         return np.where(self.unsure_reason != '', 'unsure', called)
 
     @property
     def label(self) -> np.ndarray:  # N, str: real or fake, the data set's own label
+        "The label of each crop, which is never `unsure`."
         return np.where((self.p_fake >= self.threshold) ^ self.inverted, 'fake', 'real')
 
     @property
@@ -241,10 +243,12 @@ class Prediction(CropVerdicts):
 
     @property
     def picture_verdict(self) -> np.ndarray:  # one a picture
+        "The verdict of each picture: real, fake or unsure."
         return np.array([verdict for verdict, _ in self.pictures])
 
     @property
     def picture_unsure_reason(self) -> np.ndarray:  # one a picture, empty where it is not `unsure`
+        "Why each picture is `unsure`."
         return np.array([reason for _, reason in self.pictures])
 
 # %% ../nbs/parts/prediction.ipynb #p04a-viewsdisagree

@@ -448,7 +448,7 @@ def _alpha(im):
     return None if im.format == 'BMP' and alpha.getextrema() == (0, 0) else alpha
 
 # %% ../nbs/parts/reading.ipynb #d01-torgb
-def to_rgb(im, profile: bytes = None, power: float = None):  # see `gamma_power`
+def to_rgb(im, profile: bytes | None = None, power: float | None = None):  # see `gamma_power`
     "A PIL image of any mode as RGB: deep greys scaled, colours by the profile, alpha over white."
     alpha = _alpha(im)
     if im.mode[0] in 'IF':

@@ -114,7 +114,7 @@ def robustness(
     files: list,  # N paths
     source,
     is_fake,  # N each
-    corruptions: dict = None,  # name -> (function, strengths), by default `CORRUPTIONS`
+    corruptions: dict | None = None,  # name -> (function, strengths), by default `CORRUPTIONS`
 ) -> pd.DataFrame:  # corruption, level, pair, n, metric, value, lo, hi
     "AUROC, recall, false_alarms and unsure under each corruption (95 %: DeLong, Wilson)."
     source = np.asarray(source)

@@ -50,6 +50,15 @@ def _failed(why):
     return RuntimeError(f'The self-test failed: {why}')
 
 
+def _read_known(file: Path) -> dict:  # sha256, logit, maybe graph_sha256
+    "The values that `keep_known` wrote. A `RuntimeError` if the file is damaged."
+    try:
+        kept = json.loads(file.read_text(encoding='utf-8'))
+        return kept | dict(sha256=str(kept['sha256']), logit=float(kept['logit']))
+    except (ValueError, KeyError, TypeError):
+        raise _failed(f'{file.name} is damaged. Export the weights anew, or delete it.') from None
+
+
 def _compare(kept: dict, found: dict, logit: float):
     "A `RuntimeError` if graph or logit differ from what was kept."
     graph = found.get('graph_sha256', kept.get('graph_sha256', ''))
@@ -57,7 +66,7 @@ def _compare(kept: dict, found: dict, logit: float):
         raise _failed(
             'the graph is not the one that was exported with these weights. Export it anew.'
         )
-    if abs(kept['logit'] - logit) > 0.15:  # 16-bit arithmetic differs by some hundredths
+    if not abs(kept['logit'] - logit) <= 0.15:  # 16-bit arithmetic differs by some hundredths
         raise _failed('the network does not say what these weights said when they were exported.')
 
 # %% ../nbs/parts/selftest.ipynb #e06-selfdef
@@ -69,7 +78,7 @@ def self_test(predictor) -> str:  # `passed`, or `passed, no stored values`
     file = getattr(predictor, 'file', None) and known_file(predictor)
     if not file or not file.exists():
         return 'passed, no stored values'
-    kept = json.loads(file.read_text(encoding='utf-8'))
+    kept = _read_known(file)
     found = checksums(predictor)
     if kept['sha256'] != found['sha256']:  # other weights of the same name: they say so themselves
         return 'passed, no stored values'

@@ -271,7 +271,7 @@ async def one_of(
     name: str,
     work,  # a coroutine that gives an answer
     request_id: str,
-    seconds: float = None,  # that it may take
+    seconds: float | None = None,  # that it may take
 ) -> dict:
     "The outcome of one file of several: its answer or its error."
     try:

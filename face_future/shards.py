@@ -50,6 +50,7 @@ class Store:
         self.local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
+        "Where a file of this name lies."
         return posixpath.join(self.root, name)
 
     def names(self, folder: str) -> list:
@@ -64,6 +65,7 @@ class Store:
             self.fs.pipe_file(self.path(name), data)
 
     def read(self, name: str) -> bytes:
+        "What a file holds. A `FileNotFoundError` if it is not there."
         return self.fs.cat_file(self.path(name))
 
 # %% ../nbs/parts/shards.ipynb #sh1-address
@@ -243,6 +245,7 @@ class Plan:
         return self.tables[name]
 
     def names(self) -> list:
+        "Names of the tables of the plan, sorted."
         return [n.removesuffix('.parquet') for n in self.store.names('plan')]
 
     def shards(self) -> dict:  # name -> number of pictures

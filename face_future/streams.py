@@ -116,10 +116,10 @@ def placed(errors: list, files: list, root: str | Path | None) -> list:
 def predict_files(
     predictor,  # a `Predictor`
     files: list,  # paths
-    bs: int = None,  # images a batch, or None for 8 on a CPU and 64 on a GPU
+    bs: int | None = None,  # images a batch, or None for 8 on a CPU and 64 on a GPU
     progress: bool = False,
     root: str | Path | None = None,  # see `file_indices`
-    known: dict = None,  # path -> row of pictures that were predicted earlier
+    known: dict | None = None,  # path -> row of pictures that were predicted earlier
     keep=None,  # called with the rows of each batch as they come
     read=read_rgb,  # called with a path, gives the pixels
     evidence_of=file_evidence,  # called with a path, gives the evidence in it

@@ -205,6 +205,7 @@ class Journal:
         return _stopped(self.file, e)
 
     def done(self):
+        "Take the journal away: the results are written."
         self.file.unlink(missing_ok=True)
 
 # %% ../nbs/parts/submission.ipynb #p04b-read

@@ -145,10 +145,10 @@ def choose_thresholds(
     source: ArrayLike,
     group: ArrayLike | None = None,  # N each, of held-out pictures without a quality issue
     *,
-    max_fpr: float = None,  # at most this share of photographs is called fake (None: from .5 on)
-    max_miss: float = None,  # at most this share of fakes is called real (None: no band)
+    max_fpr: float | None = None,  # at most this share of photographs called fake (None: .5 on)
+    max_miss: float | None = None,  # at most this share of fakes is called real (None: no band)
     photo_sources=None,  # sources of photographs that `max_fpr` is about (None: all)
-    unseen: pd.DataFrame = None,  # left-out scores (07_evaluate): guarantees about new sources
+    unseen: pd.DataFrame | None = None,  # left-out scores: guarantees about new sources
     fpr_over: str = 'worst',  # with `unseen`: over which sources, see `unseen_bound`
     miss_over: str | None = None,  # the same for fakes (None: `mean` with `unseen`, else `worst`)
 ) -> dict:  # calibration, temperature, threshold, lower_threshold, guarantee, …
