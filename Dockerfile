@@ -1,6 +1,6 @@
 # The service in a container:  docker build -t face_future .  &&  docker run --rm -p 127.0.0.1:8000:8000 face_future
 # Settings are environment variables (-e FACE_FUTURE_MAX_FILES=8, …), as `face_future serve --help` lists them.
-# A thread is taken for each core: where --cpus is less than that, say so (-e FACE_FUTURE_THREADS=2), or use --cpuset-cpus.
+# A thread is taken for each core, or for each that --cpus allows (-e FACE_FUTURE_THREADS=2 sets another number).
 # A host name with a dot has to be listed (-e FACE_FUTURE_HOSTS=faces.example); addresses need not. For memory count 700 MB
 # and, for each thread, 150 MB, with FACE_FUTURE_MEMORY_MB (600) for the pixels of large pictures on top.
 # Uploads stay in memory, so the file system may be read-only: add  --read-only --tmpfs /tmp.

@@ -403,9 +403,11 @@ def share_machine(workers: int):
     import atexit
     import shutil
 
+    from face_future.backends import cpu_cores
+
     if sys.platform == 'win32':  # where uvicorn's loop for several starts no processes
         raise ValueError(f'--workers {workers}: in Windows the service takes one. Leave it away.')
-    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // workers)))
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, cpu_cores() // workers)))
     os.environ['FACE_FUTURE_SHARED'] = str(workers)  # each takes its share of slots and rates
     if 'PROMETHEUS_MULTIPROC_DIR' not in os.environ:
         folder = metrics_folder(workers)
