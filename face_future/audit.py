@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['finding', 'short', 'check_files', 'same_picture', 'check_duplicates', 'look_alikes', 'check_test', 'check_conflicts',
            'check_index', 'check_split', 'convention_verdict', 'check_convention', 'AuditReport', 'shortcut_findings',
-           'audit', 'picture_grid', 'captioned']
+           'audit', 'file_grid', 'captioned']
 
 # %% ../nbs/parts/audit.ipynb #aud-imports
 import json
@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
@@ -21,7 +21,7 @@ from .data import ImageError, read_rgb
 from .duplicates import duplicates, near_pairs, scan
 from .files import atomic_write, file_index, printable
 from .labels import CLASSES, Labels, crossing_folders, crossing_groups, list_images
-from .plots import COLOURS
+from .plots import COLOURS, picture_grid
 from .shortcuts import new_axes, scan_traits, shortcuts
 
 # %% ../nbs/parts/audit.ipynb #aud-finding
@@ -291,28 +291,22 @@ def plot_counts(self: AuditReport):
     ax.margins(y=0.15)
     return ax
 
-# %% ../nbs/parts/audit.ipynb #aud-plot-grid
-def _blank_axes(rows: int, columns: int):
-    "A grid of axes for pictures with a line or two above each."
-    size = (1.2 * columns, 1.5 * rows)
-    axes = plt.subplots(rows, columns, figsize=size, dpi=64, layout='constrained', squeeze=False)
-    for ax in axes[1].flat:
-        ax.set_axis_off()
-    return axes[1]
-
 # %% ../nbs/parts/audit.ipynb #aud-grid
-def picture_grid(items: list[tuple], columns: int = 8):
-    "A figure of (file, caption) pairs, without smoothing. Files that can't be read stay blank."
-    axes = _blank_axes(-(-len(items) // columns), columns)
-    for ax, (file, caption) in zip(axes.flat, items):
-        ax.set_title(caption, fontsize=8)
-        with suppress(ImageError, OSError):
-            ax.imshow(read_rgb(file), interpolation='nearest')
-    return axes[0, 0].figure
+def _pixels(file) -> np.ndarray | None:
+    "A picture's pixels, or None if it can't be read."
+    with suppress(ImageError, OSError):
+        return read_rgb(file)
+    return None
+
+
+def file_grid(items: list[tuple], columns: int = 8):
+    "A figure of (file, caption) pairs. The places of files that can't be read stay blank."
+    files, captions = zip(*items)
+    return picture_grid([_pixels(f) for f in files], captions, columns)
 
 # %% ../nbs/parts/audit.ipynb #aud-captioned
 def captioned(labels: Labels, paths) -> list[tuple]:
-    "(file, caption) pairs for `picture_grid`: folder and name, and the JSON's word if any."
+    "(file, caption) pairs for `file_grid`: folder and name, and the JSON's word if any."
     words = labels.rows.set_index('path').json if 'json' in labels.rows else {}
     captions = [p.split('/', 1)[-1] for p in paths]
     captions = [c + (f'\njson: {words[p]}' if p in words else '') for c, p in zip(captions, paths)]
@@ -324,11 +318,11 @@ def plot_conflicts(self: AuditReport, n: int = 8):
     "The first n pictures of each sort of conflict, with both words, or None if there are none."
     conflicts = [f for f in self.findings if f['check'].startswith('conflict')]
     paths = [p for f in conflicts for p in f['items'][:n]]
-    return picture_grid(captioned(self.labels, paths), n) if paths else None
+    return file_grid(captioned(self.labels, paths), n) if paths else None
 
 
 @patch
 def plot_duplicates(self: AuditReport):
     "The first four duplicates, side by side, or None if there are none."
     paths = self.labels.rows.path[self.pairs[['i', 'j']][:4].to_numpy().ravel()]
-    return picture_grid(captioned(self.labels, paths), min(len(paths), 8)) if len(paths) else None
+    return file_grid(captioned(self.labels, paths), min(len(paths), 8)) if len(paths) else None
