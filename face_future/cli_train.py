@@ -269,7 +269,8 @@ def _weak_split_notes(rows):
     for word, count in held.value_counts().items():
         if count < 5 and len(held) >= 20:
             yield (
-                f'Of the {len(held)} held-out images only {count} is labelled {word}, too few to '
+                f'Of the {len(held)} held-out images only {count} {"is" if count == 1 else "are"} '
+                f'labelled {word}, too few to '
                 'measure by: hold out more (--valid-pct), or use face_future train --folds.'
             )
 
