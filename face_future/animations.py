@@ -9,11 +9,11 @@ __all__ = ['BLOCKS', 'COMPOSED', 'STRIP', 'Frame', 'gif_images', 'gif_cut', 'png
 # %% ../nbs/parts/animations.ipynb #an-imports
 import io
 import struct
-import zlib
 from typing import NamedTuple
 
 from PIL import Image
 
+from .chunks import chunk_bodies, png_chunk, png_chunks, riff_chunk, riff_chunks
 from .reading import to_rgb
 
 # %% ../nbs/parts/animations.ipynb #an-frame
@@ -91,19 +91,6 @@ def gif_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of 
             break
     return size, frames
 
-# %% ../nbs/parts/animations.ipynb #an-chunk
-def _chunk(kind, body):
-    return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
-
-# %% ../nbs/parts/animations.ipynb #an-chunks
-def _png_chunks(data):
-    "The chunks of a PNG, as (type, body)."
-    at = 8
-    while at + 8 <= len(data):
-        (size,) = struct.unpack_from('>I', data, at)
-        yield data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
-        at += 12 + size
-
 # %% ../nbs/parts/animations.ipynb #an-pngframe
 def _png_frame(control, head, palettes, bodies):
     "The `Frame` of a PNG's fcTL chunk (empty: a first picture that is not played) and its pixels."
@@ -113,7 +100,7 @@ def _png_frame(control, head, palettes, bodies):
     after, blend = control[24:26] if control else b'\2\0'
     parts = [(b'IHDR', struct.pack('>II', width, height) + head[8:]), *palettes]
     parts += [(b'IDAT', b''.join(bodies)), (b'IEND', b'')]
-    file = b'\x89PNG\r\n\x1a\n' + b''.join(_chunk(*p) for p in parts)
+    file = b'\x89PNG\r\n\x1a\n' + b''.join(png_chunk(*p) for p in parts)
     see_through = head[9] & 4 or any(kind == b'tRNS' for kind, _ in palettes)
     box = left, top, left + width, top + height
     return Frame(box, ('keep', 'clear', 'restore')[after], bool(blend and see_through), file)
@@ -123,7 +110,7 @@ def png_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of 
     "The canvas of an animated PNG and its first `most` frames."
     frames, palettes, bodies = [], [], []
     head = control = b''
-    for kind, body in _png_chunks(data):
+    for kind, body in chunk_bodies(data, png_chunks(data)):
         if bodies and kind in (b'fcTL', b'IEND'):
             frames.append(_png_frame(control, head, palettes, bodies))
             bodies = []
@@ -139,20 +126,10 @@ def png_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of 
             bodies.append(body[4 * (kind == b'fdAT') :])
     return struct.unpack('>II', head[:8]), frames
 
-# %% ../nbs/parts/animations.ipynb #an-riffchunks
-def _riff_chunks(data, at):
-    "The chunks of a WebP from `at`, as (type, body)."
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at + 4 : at + 8], 'little')
-        yield data[at : at + 4], data[at + 8 : at + 8 + size]
-        at += 8 + size + size % 2
-
 # %% ../nbs/parts/animations.ipynb #an-riff
 def _riff(*chunks):
     "A WebP of these chunks (type, body)."
-    parts = [k + struct.pack('<I', len(b)) + b + b'\0' * (len(b) % 2) for k, b in chunks]
-    body = b'WEBP' + b''.join(parts)
-    return b'RIFF' + struct.pack('<I', len(body)) + body
+    return riff_chunk(b'RIFF', b'WEBP' + b''.join(riff_chunk(*c) for c in chunks))
 
 # %% ../nbs/parts/animations.ipynb #an-webpframe
 def _three(body, at):
@@ -163,7 +140,8 @@ def _webp_frame(body):
     "The `Frame` of a WebP's ANMF chunk."
     left, top, width, height = (_three(body, at) for at in (0, 3, 6, 9))
     box = 2 * left, 2 * top, 2 * left + width + 1, 2 * top + height + 1
-    parts = [c for c in _riff_chunks(body, 16) if c[0] in (b'ALPH', b'VP8 ', b'VP8L')]
+    inner = chunk_bodies(body, riff_chunks(body, 16))
+    parts = [c for c in inner if c[0] in (b'ALPH', b'VP8 ', b'VP8L')]
     kinds = [kind for kind, _ in parts]
     if see_through := kinds != [b'VP8 ']:
         parts.insert(0, (b'VP8X', b'\x10\0\0\0' + body[6:12]))
@@ -174,7 +152,7 @@ def _webp_frame(body):
 def webp_cut(data: bytes, most: int) -> tuple:  # (width, height), and a list of `Frame`
     "The canvas of an animated WebP and its first `most` frames."
     frames, size = [], (0, 0)
-    for kind, body in _riff_chunks(data, 12):
+    for kind, body in chunk_bodies(data, riff_chunks(data)):
         if kind == b'VP8X':
             size = _three(body, 4) + 1, _three(body, 7) + 1
         elif kind == b'ANMF':

@@ -18,6 +18,7 @@ from itertools import islice
 from defusedxml import ElementTree
 from PIL import ExifTags, Image
 
+from .chunks import png_chunks, riff_chunks
 from .files import UNPRINTABLE
 
 warnings.filterwarnings('ignore', module=r'PIL\.')  # what is broken is passed over
@@ -85,25 +86,19 @@ def _png_text(kind, body):
 # %% ../nbs/parts/embedded.ipynb #eb-png
 def _png_notes(data):
     "The notes of a PNG, those after its pixels too."
-    at = 8
-    while at + 8 <= len(data):
-        size, kind = struct.unpack('>I4s', data[at : at + 8])
+    for kind, start, size, _ in png_chunks(data):
         if kind in (b'tEXt', b'zTXt', b'iTXt'):
-            yield _png_text(kind, data[at + 8 : at + 8 + size])
+            yield _png_text(kind, data[start + 8 : start + 8 + size])
         elif kind == b'eXIf':
-            yield Note('exif', '', data[at + 8 : at + 8 + size])
-        at += 12 + size
+            yield Note('exif', '', data[start + 8 : start + 8 + size])
 
 # %% ../nbs/parts/embedded.ipynb #eb-others
 def _webp_notes(data):
     "The notes of a WebP."
-    at = 12
-    while at + 8 <= len(data):
-        kind, size = struct.unpack('<4sI', data[at : at + 8])
+    for kind, start, size, _ in riff_chunks(data):
         if kind in (b'EXIF', b'XMP '):
-            body = data[at + 8 : at + 8 + size]
+            body = data[start + 8 : start + 8 + size]
             yield Note(kind.strip().decode().lower(), '', body.removeprefix(b'Exif\0\0'))
-        at += 8 + size + size % 2
 
 # %% ../nbs/parts/embedded.ipynb #eb-pillow
 def _other_notes(data):

@@ -9,8 +9,11 @@ __all__ = ['SCANS', 'SCANNED', 'PIECES', 'SEGMENT', 'LARGE', 'INTERPRETED', 'COM
 # %% ../nbs/parts/pieces.ipynb #p15-imports
 import re
 import struct
+from itertools import islice
 
 from PIL import Image
+
+from .chunks import png_chunks, riff_chunks
 
 # %% ../nbs/parts/pieces.ipynb #h06-limits
 SCANS = 100  # most scans of a JPEG
@@ -48,10 +51,10 @@ def jpeg_pieces(
 def png_pieces(data: bytes, most: int = PIECES) -> int:  # chunks
     "How many chunks a PNG has, counted to just above `most`."
     chunks = 0
-    at = 8
-    while chunks <= most and len(data) >= at + 8 and data[at + 4 : at + 8] != b'IEND':
+    for kind, _, _, _ in png_chunks(data):
+        if chunks > most or kind == b'IEND':
+            break
         chunks += 1
-        at += 12 + struct.unpack('>I', data[at : at + 4])[0]
     return chunks
 
 # %% ../nbs/parts/pieces.ipynb #h06-subblocks
@@ -80,13 +83,7 @@ def gif_pieces(data: bytes, most: int = PIECES) -> int:  # blocks, up to the fir
 # %% ../nbs/parts/pieces.ipynb #p15-webp
 def webp_pieces(data: bytes, most: int = PIECES) -> int:  # chunks
     "How many chunks a WebP has, counted to just above `most`."
-    chunks = 0
-    at = 12
-    while chunks <= most and len(data) >= at + 8:
-        chunks += 1
-        size = int.from_bytes(data[at + 4 : at + 8], 'little')
-        at += 8 + size + size % 2
-    return chunks
+    return sum(1 for _ in islice(riff_chunks(data), most + 1))
 
 # %% ../nbs/parts/pieces.ipynb #p15-tiff
 _STRIPS = (0x111, 0x144)  # tags: where the strips, or the tiles, begin

@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImagePalette
 
+from .chunks import png_chunk, png_chunks, riff_chunks
+
 # %% ../nbs/parts/reading.ipynb #r01-jpeg-segments
 def _jpeg_segments(data):
     "The segments of a JPEG before its scan, as (marker, start, end)."
@@ -124,10 +126,7 @@ def _png_transparency(colours, body, palette):  # kind of colours, tRNS's bytes,
     "A PNG's tRNS chunk without what is too much, or nothing where it is too short to mean any."
     needed = {0: 2, 2: 6}.get(colours, 1)
     body = body[: {0: 2, 2: 6, 3: palette}.get(colours, 0)]
-    if len(body) < needed:
-        return b''
-    named = b'tRNS' + body
-    return struct.pack('>I', len(body)) + named + struct.pack('>I', zlib.crc32(named))
+    return png_chunk(b'tRNS', body) if len(body) >= needed else b''
 
 # %% ../nbs/parts/reading.ipynb #r01-png-kept
 _MOVING = (b'acTL', b'fcTL', b'fdAT')  # chunks of an animation
@@ -138,16 +137,16 @@ def _png_parts(data, moving=False):
     wanted = _MOVING if moving else ()
     keep, notes = [data[:8]], {}
     at, palette = 8, 0
-    while at + 12 <= len(data):
-        kind = data[at + 4 : at + 8]
-        end = at + 12 + int.from_bytes(data[at : at + 4], 'big')
-        palette = (end - at - 12) // 3 if kind == b'PLTE' else palette
+    for kind, start, size, end in png_chunks(data):
+        if start + 12 > len(data):  # no room for its checksum
+            break
+        palette = size // 3 if kind == b'PLTE' else palette
         if kind[:1].isupper() or kind in wanted:
-            keep.append(data[at:end])
+            keep.append(data[start:end])
         elif kind == b'tRNS':
-            keep.append(_png_transparency(data[25], data[at + 8 : end - 4], palette))
+            keep.append(_png_transparency(data[25], data[start + 8 : end - 4], palette))
         else:
-            notes |= _png_note(kind, data[at + 8 : end - 4])
+            notes |= _png_note(kind, data[start + 8 : end - 4])
         at = end
     keep.append(data[at:])
     return b''.join(keep), _colour_notes(notes)
@@ -174,26 +173,15 @@ def check_rows(im, data: bytes):
     if im.format != 'PNG' or np.asarray(im.crop(bottom)).any():
         return  # Pillow leaves what is missing black
     missing, unpacked = _png_bytes(data[16:29]), zlib.decompressobj()
-    at = 8
-    while at + 12 <= len(data) and missing > 0:
-        size = int.from_bytes(data[at : at + 4], 'big')
-        packed = data[at + 8 : at + 8 + size] if data[at + 4 : at + 8] == b'IDAT' else b''
+    for kind, start, size, _ in png_chunks(data):
+        if missing <= 0 or start + 12 > len(data):  # enough, or no room for its checksum
+            break
+        packed = data[start + 8 : start + 8 + size] if kind == b'IDAT' else b''
         while packed and missing > 0:
             missing -= len(unpacked.decompress(packed, 1_000_000))
             packed = unpacked.unconsumed_tail
-        at += 12 + size
     if missing > 0:
         raise OSError('its data end too early, before its last row')
-
-# %% ../nbs/parts/reading.ipynb #d01-webp-parts
-def _webp_chunks(data):
-    "The chunks of a WebP, as (type, start, length of the body, end)."
-    at = 12
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at + 4 : at + 8], 'little')
-        end = at + 8 + size + size % 2
-        yield data[at : at + 4], at, size, end
-        at = end
 
 # %% ../nbs/parts/reading.ipynb #r01-riff
 def _riff(data, left):
@@ -208,7 +196,7 @@ def _webp_parts(data):
     names = {b'EXIF': 'exif', b'XMP ': 'xmp', b'ICCP': 'icc'}
     keep, notes = [], {}
     at = 12
-    for kind, start, size, end in _webp_chunks(data):
+    for kind, start, size, end in riff_chunks(data):
         if kind in names:
             notes[names[kind]] = data[start + 8 : start + 8 + size]
         elif kind == b'VP8X':  # its flags must not announce chunks that are taken out
