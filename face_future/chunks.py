@@ -25,7 +25,7 @@ def png_chunks(data: bytes):
     A chunk is the size of its body (4 bytes, big-endian), its kind (4 letters), its body and a
     checksum (4 bytes). The first one begins after the 8 bytes of the signature. `size` is what
     the chunk says: its body is `data[start + 8 : start + 8 + size]`, and the next one begins at
-    `end`. The last one may lie beyond the file's end, in part or, but for its header, whole.
+    `end`. The last one may go beyond the file's end: only its header is sure to be there.
 
     Source: Portable Network Graphics Specification (W3C, third edition), section 5.3."""
     unpack = _PNG_HEADER.unpack_from
@@ -52,8 +52,8 @@ def riff_chunks(data: bytes, start: int = 12):
     A chunk is its kind (4 letters), the size of its body (4 bytes, little-endian) and its body,
     which a zero byte follows where the size is odd. The first one begins after the 12 bytes of the
     file's header, whose own length is not looked at. `size` is what the chunk says: its body is
-    `data[start + 8 : start + 8 + size]`, and the next one begins at `end`. The last one may lie
-    beyond the file's end, in part or, but for its header, whole.
+    `data[start + 8 : start + 8 + size]`, and the next one begins at `end`. The last one may go
+    beyond the file's end: only its header is sure to be there.
 
     Source: RFC 9649, WebP Image Format, section 2.3."""
     unpack = _RIFF_HEADER.unpack_from
