@@ -92,7 +92,7 @@ def _png_notes(data):
             yield _png_text(kind, data[at + 8 : at + 8 + size])
         elif kind == b'eXIf':
             yield Note('exif', '', data[at + 8 : at + 8 + size])
-        at += 12 + size
+        at = len(data) if kind == b'IEND' else at + 12 + size
 
 # %% ../nbs/parts/embedded.ipynb #eb-others
 def _webp_notes(data):
