@@ -18,7 +18,7 @@ from .devices import is_first
 from .files import atomic_write, to_csv
 from .held_out import FOLDS
 from .intervals import score
-from .labels import CLASSES, LabelError, Labels, clusters
+from .labels import CLASSES, LabelError, Labels, as_labels, clusters
 from .recipe import Recipe
 from .scores import score_images, sound
 from .train import train
@@ -40,6 +40,7 @@ def _check_folds(rows: pd.DataFrame, cluster: np.ndarray, folds: int):
 # %% ../nbs/parts/folds.ipynb #fld-deal
 def assign_folds(labels: Labels, folds: int = 5) -> np.ndarray:  # N ints from 1 to `folds`
     "Which fold holds each picture out. Raises a `LabelError` where a class has too few groups."
+    labels = as_labels(labels)
     rows = labels.rows
     cluster = clusters(labels.files, rows.group)
     _check_folds(rows, cluster, folds)
@@ -83,13 +84,14 @@ def _check_recipe(recipe: Recipe):
 
 # %% ../nbs/parts/folds.ipynb #fld-trainfn
 def train_folds(
-    labels: Labels,  # all of them take part, whatever their split says
+    labels: Labels,  # or its file: all of them take part, whatever their split says
     recipe: Recipe,
     out: str | Path,  # folder: `fold-1` and so on are the runs, `folds.csv` what they say
     folds: int = 5,
     **more,  # of `train`: progress, about, cbs
 ) -> pd.DataFrame:  # `COLUMNS`, a row a picture; `fake` (bool) is what is fake in the world
     "Train once for each fold, and judge each picture by the run that did not see it."
+    labels = as_labels(labels)
     _check_recipe(recipe)
     number = assign_folds(labels, folds)
     tables = []

@@ -35,7 +35,7 @@ from .ensemble import members
 from .faces import DETECTOR
 from .held_out import check_figures_from, finish
 from .intervals import score
-from .labels import Labels
+from .labels import Labels, as_labels
 from .loaders import BalancedLoader, get_loaders, get_set
 from .model import create_model, split_params
 from .provenance import provenance
@@ -131,7 +131,7 @@ def _folder_for_run(out: Path):
 
 # %% ../nbs/03_train.ipynb #t03-trainfn
 def train(
-    labels: Labels,  # from chapter 00
+    labels: Labels,  # from chapter 00, or its file
     recipe: Recipe,  # the choices
     out: str | Path,  # folder for the run, where an unfinished run of the same recipe is resumed
     figures_from=None,  # with `train_on_all`: a run that held images out, to be quoted
@@ -140,6 +140,7 @@ def train(
     cbs=(),  # more fastai callbacks
 ) -> Path:  # the best weights, `model_best.safetensors`
     "Train, resume, keep the best. Raises a `ValueError` for a recipe or labels that can't work."
+    labels = as_labels(labels)
     check_recipe(recipe)
     check_figures_from(figures_from, recipe, labels.rows)
     preprocess = _preprocess(recipe)
