@@ -20,6 +20,7 @@ from .held_out import FOLDS
 from .intervals import score
 from .labels import CLASSES, LabelError, Labels, as_labels, clusters
 from .recipe import Recipe
+from .recipe_checks import check_recipe
 from .scores import score_images, sound
 from .train import train
 from .tta_inference import Predictor
@@ -74,7 +75,8 @@ def fold_scores(run: str | Path, labels: Labels, fold: int) -> pd.DataFrame:  # 
 
 # %% ../nbs/parts/folds.ipynb #fld-train
 def _check_recipe(recipe: Recipe):
-    "A `ValueError` for choices that contradict holding each picture out once."
+    "A `ValueError` for a recipe that can't work, or that contradicts holding each out once."
+    check_recipe(recipe)
     if recipe.train_on_all:
         raise ValueError('--folds holds each picture out once: leave --train-on-all away.')
     if recipe.leave_out:
@@ -96,10 +98,8 @@ def train_folds(
     number = assign_folds(labels, folds)
     tables = []
     for fold in range(1, folds + 1):
-        if is_first():
-            print(f'fold {fold} of {folds}')
         part, run = hold_out(labels, number, fold), Path(out) / f'fold-{fold}'
-        train(part, recipe, run, **more)
+        train(part, recipe, run, title=f'fold {fold} of {folds}', **more)
         tables.append(fold_scores(run, part, fold) if is_first() else pd.DataFrame())
     table = pd.concat(tables, ignore_index=True)
     if is_first():

@@ -100,10 +100,12 @@ def _teachers(recipe: Recipe, labels: Labels, preprocess: Preprocess) -> list:
     return teachers
 
 # %% ../nbs/03_train.ipynb #t03-fit
-def _fit(learn, checkpoint, recipe, progress):
+def _fit(learn, checkpoint, recipe, progress, title):
     "Train from the start, or from the run's checkpoint, to the end."
     file = checkpoint.out / 'checkpoint.pth'
     start = checkpoint.load(learn, file) if file.exists() else 0
+    if title and is_first():
+        print(title)
     if start and is_first():
         where = 'resuming after' if start < recipe.epochs else 'the run is done:'
         print(f'{where} epoch {start} of {recipe.epochs}')
@@ -138,6 +140,7 @@ def train(
     progress: bool = True,  # bars and a table
     about: str = '',  # notes saved with the weights: their training data, their licence
     cbs=(),  # more fastai callbacks
+    title: str = '',  # printed before the first epoch, when nothing was refused
 ) -> Path:  # the best weights, `model_best.safetensors`
     "Train, resume, keep the best. Raises a `ValueError` for a recipe or labels that can't work."
     labels = as_labels(labels)
@@ -155,7 +158,7 @@ def train(
         checkpoint = Checkpoint(out, recipe, settings, row_checksums(rows))
         taught = teacher_callbacks(recipe, teachers, dls.train.rows)
         learn.add_cbs([*taught, checkpoint, EpochTable(), StopOnNaN(), *cbs])
-        _fit(learn, checkpoint, recipe, progress)
+        _fit(learn, checkpoint, recipe, progress, title)
         if not is_first():
             return out / 'model_best.safetensors'
         held = get_loaders(rows, labels.root, replace(recipe, validation_samples=0), preprocess)
