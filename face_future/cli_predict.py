@@ -422,6 +422,7 @@ def check_counting():
     if folder := os.environ.get('PROMETHEUS_MULTIPROC_DIR'):
         try:
             check_writable(folder)
+            Path(folder).mkdir(parents=True, exist_ok=True)  # those that count look for it
         except OSError as e:
             raise ValueError(f'PROMETHEUS_MULTIPROC_DIR: {e}') from None
 

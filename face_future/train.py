@@ -15,7 +15,7 @@ os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 warnings.filterwarnings('ignore', '`torch.jit.script`', FutureWarning)
 
 # %% ../nbs/03_train.ipynb #t03-imports
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from .data import Preprocess
 from .devices import is_first, on_all_devices
 from .ensemble import members
 from .faces import DETECTOR
+from .files import made_if_used
 from .held_out import check_figures_from, finish
 from .intervals import score
 from .labels import Labels, as_labels
@@ -118,19 +119,6 @@ def _fit(learn, checkpoint, recipe, progress, title):
         fit = learn.fit_one_cycle if recipe.schedule == 'one_cycle' else partial(fit_flat, learn)
         fit(recipe.epochs, rates, start_epoch=start)
 
-# %% ../nbs/03_train.ipynb #t03-folder
-@contextmanager
-def _folder_for_run(out: Path):
-    "Make a run's folder. If the work ends before anything is in there, it is removed again."
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # of a folder that is not empty
-            for folder in new:
-                folder.rmdir()
-
 # %% ../nbs/03_train.ipynb #t03-trainfn
 def train(
     labels: Labels,  # from chapter 00, or its file
@@ -149,7 +137,7 @@ def train(
     preprocess = _preprocess(recipe)
     teachers = _teachers(recipe, labels, preprocess)
     out = Path(out)
-    with _folder_for_run(out):
+    with made_if_used(out):
         rows = get_rows(labels, recipe, progress)
         check_classes(rows)
         dls = get_loaders(rows, labels.root, recipe, preprocess, labels.fake_means)
