@@ -184,7 +184,7 @@ def _keep_if_equal(graph, file: Path, model, x, tolerance):
 def export_onnx(
     weights=None,  # a file, a packaged name, or None for the default
     out: str | Path | None = None,  # folder (None: the weights' own)
-    settings: dict = None,  # settings that a bare state dict lacks
+    settings: dict | None = None,  # settings that a bare state dict lacks
     images=(),  # photographs for the parity check, one or several: paths or bytes
     tolerance: float = 1e-3,  # of the parity check, see `parity_gap`
 ) -> Path:  # the graph, beside the weights as safetensors

@@ -146,8 +146,8 @@ class Scores:
     image: np.ndarray  # N, int: the picture that each crop is from
     box: np.ndarray  # N × 4, float32: left, top, width, height, or nan for a whole picture
     quality_issue: np.ndarray  # N, str: of the picture (`no_face`, `too_dark`, …), or empty
-    left_out: np.ndarray = None  # N, int: faces of the crop's picture without a crop. None: 0
-    many_faces: dict = None  # how the threshold rises with the faces, see `threshold_for`
+    left_out: np.ndarray | None = None  # N, int: faces of the picture without a crop. None: 0
+    many_faces: dict | None = None  # how the threshold rises with the faces, see `threshold_for`
 
     def __post_init__(self):
         if self.left_out is None:

@@ -105,7 +105,7 @@ class LoadedWeights(Reopened):
         weights: str | Path | None = None,  # a file or packaged name, see `find_weights`
         views: str | list | tuple | None = None,  # see `get_views` (None: the weights' own)
         device: str | None = None,  # `cpu` or `cuda`, None for a GPU if there is one
-        settings: dict = None,  # settings that a bare state dict lacks (arch, fake_means, …)
+        settings: dict | None = None,  # settings that a bare state dict lacks (arch, fake_means, …)
         whole_image: bool = False,  # crop the centre, whatever the weights were trained on
         backend: str | None = None,  # see `make_backend`, None for the fastest that is installed
         streams: int = 1,  # calls of `predict` that may run at once, each on its share of the cores
@@ -136,7 +136,7 @@ class Predictor(LoadedWeights):
     def detect(
         self,
         rgb: np.ndarray,  # H × W × 3, uint8
-        most: int = None,  # crops at most (None: `max_faces`)
+        most: int | None = None,  # crops at most (None: `max_faces`)
     ) -> list:  # `Crops`: of (network input, box or None, quality issue or '')
         "The crops of a picture: every face, or the centre."
         return detect_crops(rgb, self.preprocess, self.finder, most or self.max_faces)
@@ -165,7 +165,7 @@ def predict_folder(
     predictor: Predictor,  # or its weights
     folder: str | Path,
     out: str | Path,  # the folder for the results, see `write_predictions`
-    bs: int = None,  # see `predict_files`
+    bs: int | None = None,  # see `predict_files`
     progress: bool = False,
     recursive: bool = False,  # its sub folders too
 ) -> tuple:  # rows, errors
