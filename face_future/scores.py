@@ -43,7 +43,15 @@ def sound(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores.logit.notna() & scores.unsure_reason.isin(['', *DOUBTS])]
 
 # %% ../nbs/parts/scores.ipynb #p07s-learnt
+def _records(settings: dict) -> list:  # of dicts: images, fingerprint
+    "What weights record of their training, and, if they are an ensemble, its members'."
+    parts = (settings.get('recipe') or {}).get('ensemble')
+    members = parts if isinstance(parts, list) else []
+    return [settings, *(part for part in members if isinstance(part, dict))]
+
+
 def has_learnt_all(settings: dict, labels: Labels) -> bool:
     "Have weights with these settings learnt from the images that the labels hold out, too?"
-    held_none_out = (settings.get('images') or {}).get('valid') == 0
-    return held_none_out and settings.get('fingerprint') == labels.fingerprint()
+    held_none_out = [r for r in _records(settings) if (r.get('images') or {}).get('valid') == 0]
+    known = {r.get('fingerprint') for r in held_none_out}
+    return bool(known) and labels.fingerprint() in known
