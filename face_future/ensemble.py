@@ -317,11 +317,11 @@ def member_state(
     fitting = [] if isinstance(net, Ensemble) else _fitting(state, net)
     if len(fitting) > 1:
         files = _member_names(settings)
-        told = ' and '.join(
+        named = ' and '.join(
             f'{int(k) + 1} ({files.get(k, "its file is not named")})' for k in fitting
         )
         raise WeightsError(
-            f'Of this ensemble, members {told} fit the network alike. '
+            f'Of this ensemble, members {named} fit the network alike. '
             'Give the file of the one to start from.'
         )
     if not fitting:

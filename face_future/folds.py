@@ -38,7 +38,7 @@ def _check_folds(rows: pd.DataFrame, cluster: np.ndarray, folds: int):
                 'fold needs one. Take fewer folds, or more pictures.'
             )
 
-# %% ../nbs/parts/folds.ipynb #fld-deal
+# %% ../nbs/parts/folds.ipynb #fld-assign
 def assign_folds(labels: Labels, folds: int = 5) -> np.ndarray:  # N ints from 1 to `folds`
     "Which fold holds each picture out. Raises a `LabelError` where a class has too few groups."
     labels = as_labels(labels)
@@ -46,11 +46,13 @@ def assign_folds(labels: Labels, folds: int = 5) -> np.ndarray:  # N ints from 1
     cluster = clusters(labels.files, rows.group)
     _check_folds(rows, cluster, folds)
     seed = 42 if labels.seed is None else labels.seed
-    deal = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     number = np.zeros(len(rows), int)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # a source may have fewer pictures than there are folds
-        for k, (_, held) in enumerate(deal.split(rows, rows.label + '|' + rows.source, cluster), 1):
+        for k, (_, held) in enumerate(
+            splitter.split(rows, rows.label + '|' + rows.source, cluster), 1
+        ):
             number[held] = k
     return number
 

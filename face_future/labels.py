@@ -94,7 +94,7 @@ def clusters(files: list, given: pd.Series) -> np.ndarray:
     joined = coo_array((np.ones(len(starts)), (starts, ends)), shape=(len(files), len(files)))
     return csgraph.connected_components(joined, directed=False)[1]
 
-# %% ../nbs/00_labels.ipynb #grp-deal
+# %% ../nbs/00_labels.ipynb #grp-assign
 def assign_split(rows: pd.DataFrame, groups, valid_pct: float) -> pd.Series:
     "The column split, filled cluster by cluster (`groups`: row numbers of each)."
     split = rows.split.copy()

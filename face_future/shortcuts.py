@@ -158,8 +158,8 @@ def _single_traits(t: pd.DataFrame, y: np.ndarray) -> list[dict]:
         for name, c in columns.items():
             if c == 'source' and t.source.nunique() < 2:
                 continue
-            told = zip(CLASSES, in_both(t[c], y))
-            detail = ', '.join(f'{word} {value}' for word, value in told)
+            described = zip(CLASSES, in_both(t[c], y))
+            detail = ', '.join(f'{word} {value}' for word, value in described)
             rows.append(dict(trait=name, **measure(t[c], y), detail=detail))
     return rows
 
