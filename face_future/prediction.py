@@ -28,8 +28,8 @@ def _by_the_reader(image) -> np.ndarray:
         noted = image.info.get('xmp') or image.info.get('XML:com.adobe.xmp') or b''
         how = turn(image, dict(xmp=noted.encode() if isinstance(noted, str) else noted))
         plain = image.convert('LA') if image.mode == 'La' else image
-        described = {'icc_profile', 'srgb', 'cicp'} & image.info.keys()
-        power = None if described else gamma_power(image.info.get('gamma', 0))
+        said = {'icc_profile', 'srgb'} & image.info.keys()
+        power = None if said else gamma_power(image.info.get('gamma', 0))
         rgb = to_rgb(plain, colour_profile(image, {}), power)
         return np.asarray(rgb if how is None else rgb.transpose(how))
     except Exception as e:  # a decoder may raise anything, and does
@@ -66,9 +66,7 @@ def _array_pixels(x: np.ndarray) -> np.ndarray:  # H × W × 3, uint8
 def as_pixels(
     image,  # a path, bytes, an open file, a Pillow image, or an array H × W (× 1, 3, 4)
 ) -> np.ndarray:  # H × W × 3, uint8, RGB
-    """The pixels of a picture, which is never written to. A `ValueError` says what may be given.
-
-    Of a Pillow image that was opened before face_future was imported, a PNG's cICP is not known."""
+    "The pixels of a picture, which is never written to. A `ValueError` says what may be given."
     if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
         return read_rgb(image)
     if hasattr(image, 'read') and isinstance(data := image.read(), bytes):

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, ImagePalette, PngImagePlugin
+from PIL import Image, ImageCms, ImagePalette
 
 # %% ../nbs/parts/reading.ipynb #r01-jpeg-segments
 def _jpeg_segments(data):
@@ -98,12 +98,6 @@ def code_points_profile(primaries: int, curve: int) -> bytes:
         profile[at : at + 12] = struct.pack('>3i', *(round(v * 65536) for v in column))
     return bytes(profile)
 
-
-def _png_points_profile(body: bytes) -> bytes:  # of a cICP chunk
-    "The ICC profile of a PNG's code points, or empty bytes where there is none."
-    primaries, curve, *rest = body.ljust(4, b'\0')
-    return code_points_profile(primaries, curve) if rest == [0, 1] else b''
-
 # %% ../nbs/parts/reading.ipynb #r01-png-note
 def _png_note(kind, body):
     "Name -> bytes of the metadata in a PNG's chunk, or an empty `dict` where it holds none."
@@ -120,7 +114,8 @@ def _colour_notes(notes: dict) -> dict:
     notes = dict(notes)
     gamma = int.from_bytes(notes.pop('gamma', b'')[:4], 'big') / 100_000
     power = None if {'icc', 'srgb', 'cicp'} & notes.keys() else gamma_power(gamma)
-    if profile := _png_points_profile(notes.get('cicp', b'')):
+    primaries, curve, *rest = notes.get('cicp', b'').ljust(4, b'\0')
+    if rest == [0, 1] and (profile := code_points_profile(primaries, curve)):
         notes['icc'] = profile
     return notes | (dict(power=power) if power else {})
 
@@ -395,21 +390,9 @@ def srgb_pixels(rgb, profile: bytes) -> np.ndarray:  # H × W × 3, uint8
     return rgb if change is None else np.asarray(change.apply(Image.fromarray(rgb)))
 
 # %% ../nbs/parts/reading.ipynb #r33-profile
-def _keep_code_points(stream, pos: int, length: int) -> bytes:  # a method of Pillow's reader
-    "Keep a PNG's cICP, as other chunks are kept, in the picture's `info`."
-    stream.im_info['cicp'] = ImageFile._safe_read(stream.fp, length)
-    return stream.im_info['cicp']
-
-
-if not hasattr(PngImagePlugin.PngStream, 'chunk_cICP'):
-    PngImagePlugin.PngStream.chunk_cICP = _keep_code_points
-
-
 def colour_profile(im, notes: dict):  # bytes, or None; a TIFF may give anything
     "The ICC profile of an opened image: its file's own, or that of its code points."
-    if profile := notes.get('icc') or _png_points_profile(im.info.get('cicp', b'')):
-        return profile
-    if profile := im.info.get('icc_profile'):
+    if profile := notes.get('icc') or im.info.get('icc_profile'):
         return profile
     points = im.info.get('nclx_profile') or {}
     named = (points.get(k) for k in ('color_primaries', 'transfer_characteristics'))
