@@ -145,7 +145,7 @@ def add_endpoints(app: FastAPI, settings: Settings):
 
 # %% ../nbs/06_api.ipynb #a06-makeapp
 def make_app(
-    settings: Settings = None,  # None: from the environment
+    settings: Settings | None = None,  # None: from the environment
     predictor=None,  # a `Predictor` or a stand-in, or None to load one when the server starts
 ) -> FastAPI:
     "The service as an ASGI application. Raises a `ValueError` if the environment is wrong."

@@ -20,7 +20,14 @@ from fastcore.basics import patch
 from .data import ImageError, read_rgb
 from .duplicates import duplicates, near_pairs, scan
 from .files import atomic_write, file_index, printable
-from .labels import CLASSES, Labels, crossing_folders, crossing_groups, list_images
+from face_future.labels import (
+    CLASSES,
+    Labels,
+    as_labels,
+    crossing_folders,
+    crossing_groups,
+    list_images,
+)
 from .plots import COLOURS, picture_grid
 from .shortcuts import new_axes, scan_traits, shortcuts
 
@@ -251,11 +258,12 @@ def shortcut_findings(traits: pd.DataFrame) -> list[dict]:
 
 # %% ../nbs/parts/audit.ipynb #aud-audit
 def audit(
-    labels: Labels,
+    labels: Labels,  # or its file
     test: str | Path | None = None,  # a folder of test images, to look for labelled ones in it
     photographs: str | Path | None = None,  # known photographs, to verify the convention with
 ) -> AuditReport:
     "Every check of this part. Reads each file once: a few seconds for 2,000 small images."
+    labels = as_labels(labels)
     for folder in filter(None, (test, photographs)):
         if not list_images(folder):  # said before the long part
             raise ValueError(f'{printable(folder)}: holds no picture.')

@@ -190,10 +190,10 @@ def kept_epoch(log: list) -> str:
     "Which epoch is kept, and why, if another has the highest AUROC."
     kept = best_epoch(log)
     areas = [a for row in log if math.isfinite(a := row.get('auroc', math.nan))]
-    said = f'epoch {kept + 1} of {len(log)}'
+    summary = f'epoch {kept + 1} of {len(log)}'
     if not areas or log[kept].get('auroc') == max(areas):
-        return said
-    return f'{said}, the last within one standard error of the highest AUROC'
+        return summary
+    return f'{summary}, the last within one standard error of the highest AUROC'
 
 # %% ../nbs/parts/callbacks.ipynb #t03-keeptools
 def save_torch(obj, file: str | Path):

@@ -227,11 +227,31 @@ def _identity(s) -> str:
         f'- **Calibration**: {c.get("kind", "temperature")}, id `{c.get("id", "none")}`'
     )
 
+# %% ../nbs/parts/card.ipynb #k07d-members
+def _member(part) -> str:
+    "A member of an ensemble, in a line."
+    images = part.get('images') or {}
+    counts = [f'{images[k]:,}' if k in images else '' for k in ('train', 'valid')]
+    prints = part.get('fingerprint', '')[:12]
+    learnt = [*counts, f'`{prints}`' if prints else '']
+    learnt = learnt if any(learnt) else ['not recorded', '', '']
+    return _line(part['file'], f'`{part["sha256"][:12]}`', f'{part["share"]:g}', *learnt)
+
+
+def _members(s) -> str:
+    "The section on an ensemble's members, or empty where nothing is recorded of their training."
+    parts = (s.get('recipe') or {}).get('ensemble')
+    parts = parts if isinstance(parts, list) else []
+    if not any(part.get('images') for part in parts):
+        return ''
+    head = _line('file', 'sha256', 'share', 'trained on', 'held out', 'labels')
+    return '\n'.join(['## Members\n', head, '|---' * 6 + '|', *map(_member, parts)])
+
 # %% ../nbs/parts/card.ipynb #k07d-rendercard
 def render_card(settings: dict) -> str:  # of a weights file, as `load_weights` gives them
     "The model card, in Markdown."
     words = settings.get('card', {})
-    parts = [_identity(settings)]
+    parts = list(filter(None, [_identity(settings), _members(settings)]))
     parts += [
         f'## {title}\n\n{readable(words[key])}' for key, title in WORDS.items() if key in words
     ]

@@ -270,9 +270,9 @@ def command(f):
         except BrokenPipeError:
             raise  # `| head` has seen enough, and Typer ends quietly
         except Exception as e:
-            if not (said := explained(e, f.__name__)):
+            if not (message := explained(e, f.__name__)):
                 raise
-            raise failed(said) from e
+            raise failed(message) from e
 
     return app.command(cls=ForgivingCommand)(inner)
 

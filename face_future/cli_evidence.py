@@ -19,12 +19,20 @@ from .credentials import HAVE_C2PA, trust_list
 from .evidence import CAVEAT, as_dicts, evidence, headline
 from .files import printable
 from .opening import ImageError, open_file, open_image
+from .pieces import pieces_problem
 from .submission import folder_images
 
 # %% ../nbs/parts/cli_evidence.ipynb #ce-largest
-LARGEST_FILE = 500_000_000  # bytes
+LARGEST_FILE = 100_000_000  # bytes
 
 # %% ../nbs/parts/cli_evidence.ipynb #ce-read
+def _check_pieces(data: bytes, name: str):
+    "An `ImageError` for a file whose pieces, each a step of the walk, are too many."
+    if code := pieces_problem(data):
+        why = 'built of so many pieces that reading takes too long, and not read'
+        raise ImageError(code, f'{name}: {why}')
+
+
 def _check_picture(data: bytes, name: str):
     "An `ImageError` for what is no picture. A damaged or a large one may say something yet."
     try:
@@ -36,15 +44,16 @@ def _check_picture(data: bytes, name: str):
 
 def read_evidence(file: Path) -> dict:  # file, headline, evidence (a list of dicts), error
     "What one file says, or, where it can't be read, an error in a sentence."
-    name = printable(file)
+    name, short = printable(file), printable(file.name)
     try:
-        with open_file(file, printable(file.name)) as f:
+        with open_file(file, short) as f:
             if os.fstat(f.fileno()).st_size > LARGEST_FILE:
                 raise OSError(0, f'larger than {LARGEST_FILE / 1e6:g} MB, and not read')
             data = f.read()
+        _check_pieces(data, short)
         found = evidence(data)
         if not found:
-            _check_picture(data, printable(file.name))
+            _check_picture(data, short)
     except (OSError, ImageError) as e:
         why = getattr(e, 'strerror', '') or str(e)
         return dict(file=name, headline='', evidence=[], error=why)

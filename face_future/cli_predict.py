@@ -8,11 +8,13 @@ __all__ = ['PHOTOGRAPH_NOTE', 'Pictures', 'Predictions', 'MaxFaces', 'Recursive'
            'show_errors', 'loaded_predictor', 'predict_resumably', 'batch_options', 'batch_line', 'predict_batch',
            'counts_line', 'show_results', 'predict_here', 'predict', 'check', 'paint_pictures', 'check_maps', 'heatmap',
            'setting_option', 'serve', 'share_machine', 'check_counting', 'prepare_serving', 'check_address',
-           'metrics_folder', 'Tries', 'Restarts', 'Replacing', 'make_supervisor', 'run_one', 'uvicorn_options',
-           'run_server']
+           'is_running', 'clear_metrics_folders', 'metrics_folder', 'Tries', 'Restarts', 'Replacing', 'make_supervisor',
+           'run_one', 'uvicorn_options', 'run_server']
 
 # %% ../nbs/parts/cli_predict.ipynb #c10c-imports
 import os
+import platform
+import re
 import socket
 import sys
 import time
@@ -410,6 +412,7 @@ def share_machine(workers: int):
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, cpu_cores() // workers)))
     os.environ['FACE_FUTURE_SHARED'] = str(workers)  # each takes its share of slots and rates
     if 'PROMETHEUS_MULTIPROC_DIR' not in os.environ:
+        clear_metrics_folders()
         folder = metrics_folder(workers)
         os.environ['PROMETHEUS_MULTIPROC_DIR'] = folder
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -422,6 +425,7 @@ def check_counting():
     if folder := os.environ.get('PROMETHEUS_MULTIPROC_DIR'):
         try:
             check_writable(folder)
+            Path(folder).mkdir(parents=True, exist_ok=True)  # those that count look for it
         except OSError as e:
             raise ValueError(f'PROMETHEUS_MULTIPROC_DIR: {e}') from None
 
@@ -468,6 +472,36 @@ def check_address(host: str, port: int):
         raise OSError(f'{printable(host)}, port {port}: {why}. {advice}') from None
 
 # %% ../nbs/parts/cli_predict.ipynb #c10-workersdef
+def _metrics_start() -> str:
+    "How the names of these folders begin. Machines may share a temporary directory."
+    return f'face_future_metrics_{platform.node()}_'
+
+
+def is_running(process: int) -> bool:
+    "Whether there is a process of this number, whosever it is. Not for Windows."
+    try:
+        os.kill(process, 0)  # which sends nothing
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # it is somebody else's
+    return True
+
+
+def clear_metrics_folders():
+    "Remove the folders of `metrics_folder` that killed processes of this user left behind."
+    import shutil
+    import tempfile
+
+    ours = re.compile(re.escape(_metrics_start()) + r'([0-9]{1,10})_\w{8}')
+    with suppress(OSError), os.scandir(tempfile.gettempdir()) as found:
+        for entry in found:
+            named = ours.fullmatch(entry.name)
+            if named and entry.is_dir(follow_symlinks=False) and not is_running(int(named[1])):
+                if entry.stat(follow_symlinks=False).st_uid == os.getuid():
+                    shutil.rmtree(entry.path, ignore_errors=True)  # it follows no link
+
+# %% ../nbs/parts/cli_predict.ipynb #c10-metricsfolder
 def metrics_folder(workers: int = 1) -> str:
     "A fresh folder that takes what the workers count. Raises a `ValueError` if there is no room."
     import shutil
@@ -475,7 +509,7 @@ def metrics_folder(workers: int = 1) -> str:
 
     folder = None
     try:
-        folder = tempfile.mkdtemp(prefix='face_future_metrics_')
+        folder = tempfile.mkdtemp(prefix=f'{_metrics_start()}{os.getpid()}_')
         trial = Path(folder) / 'trial'
         trial.write_bytes(bytes(4_000_000 * workers))
         trial.unlink()

@@ -427,16 +427,16 @@ def toy(
 # %% ../nbs/parts/cli_train.ipynb #c10b-recipeoptions
 def recipe_options() -> dict:  # name -> (type, help)
     "The options of `train`: the fields of a `Recipe`."
-    told = meanings()
+    helps = meanings()
 
     def as_option(word):
-        return f'--{word[1].replace("_", "-")}' if word[1] in told else word[1]
+        return f'--{word[1].replace("_", "-")}' if word[1] in helps else word[1]
 
     options = {}
     for field in fields(Recipe):
         default = field.default
         shown = '' if default == '' or default is False else f' [default: {default}]'
-        options[field.name] = type(default), re.sub('`(.+?)`', as_option, told[field.name]) + shown
+        options[field.name] = type(default), re.sub('`(.+?)`', as_option, helps[field.name]) + shown
     del options['crop']  # see --whole-image
     options['latent_fakes'] = list[Path], options['latent_fakes'][1]
     return options

@@ -96,10 +96,10 @@ def source_type(text: str) -> str:
 # %% ../nbs/parts/credentials.ipynb #cr-types
 def says_of(types, actions=()) -> str:  # generated, edited, camera or neutral
     "What the source types and the actions of a manifest come to: the strongest word wins."
-    said = {SOURCE_TYPES.get(t, 'neutral') for t in types}
+    meanings = {SOURCE_TYPES.get(t, 'neutral') for t in types}
     if CHANGES & set(actions):
-        said.add('edited')
-    return next((s for s in ('generated', 'edited', 'camera') if s in said), 'neutral')
+        meanings.add('edited')
+    return next((s for s in ('generated', 'edited', 'camera') if s in meanings), 'neutral')
 
 # %% ../nbs/parts/credentials.ipynb #cr-seal
 _STATES = dict(Trusted='trusted', Valid='valid')
@@ -168,10 +168,10 @@ def history(
         if label in seen or label not in manifests:
             continue
         seen.add(label)
-        said = manifest_summary(manifests[label]) | dict(signed=state, relation=relation)
-        if relation != 'parentOf' and said['says'] == 'generated':
-            said['says'] = 'edited' if relation == 'componentOf' else 'neutral'
-        out.append(said)
+        manifest = manifest_summary(manifests[label]) | dict(signed=state, relation=relation)
+        if relation != 'parentOf' and manifest['says'] == 'generated':
+            manifest['says'] = 'edited' if relation == 'componentOf' else 'neutral'
+        out.append(manifest)
         for part in manifests[label].get('ingredients') or []:
             own = part.get('relationship')
             worse = own if relation == 'parentOf' else relation

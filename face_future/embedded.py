@@ -91,6 +91,8 @@ def _png_notes(data):
             yield _png_text(kind, data[start + 8 : start + 8 + size])
         elif kind == b'eXIf':
             yield Note('exif', '', data[start + 8 : start + 8 + size])
+        if kind == b'IEND':
+            return
 
 # %% ../nbs/parts/embedded.ipynb #eb-others
 def _webp_notes(data):

@@ -22,16 +22,18 @@ from tqdm import tqdm
 from .close_ups import crop_features
 from .data import UNUSABLE, read_rgb
 from .intervals import mean_interval
-from .labels import LabelError, Labels, draw_evenly
+from .labels import LabelError, Labels, as_labels, draw_evenly
+from .tta_inference import as_predictor
 
 # %% ../nbs/parts/embedding.ipynb #t05-pick
 def sample_rows(
-    labels: Labels,
+    labels: Labels,  # or its file
     n: int = 1500,  # at most
     split: str = 'valid',
     seed: int = 0,  # of the choice
 ) -> list[int]:  # row numbers
     "Rows of a split, evenly over the classes of each source. An empty split is a `LabelError`."
+    labels = as_labels(labels)
     rows = labels.rows[labels.rows.split == split]
     if not len(rows):
         raise LabelError(
@@ -72,10 +74,11 @@ def check_classes(
 
 # %% ../nbs/parts/embedding.ipynb #x05-checksample
 def check_sample(
-    labels: Labels,
+    labels: Labels,  # or its file
     *choice,  # as for `sample_rows`
 ) -> int:  # pictures
     "As `check_classes`, for the pictures that `see` would take, before they are predicted."
+    labels = as_labels(labels)
     rows = labels.rows.loc[sample_rows(labels, *choice)]
     check_classes(_truth(rows, labels.fake_means), _groups(rows))
     return len(rows)
@@ -156,8 +159,8 @@ def _joined(batches: list[tuple]) -> tuple:  # table, and arrays or None
 
 # %% ../nbs/parts/embedding.ipynb #t05-seefn
 def see(
-    predictor,  # a `Predictor`
-    labels: Labels,
+    predictor,  # a `Predictor`, or its weights
+    labels: Labels,  # or its file
     n: int = 1500,  # at most so many pictures, see `sample_rows`
     split: str = 'valid',
     seed: int = 0,
@@ -166,6 +169,7 @@ def see(
     progress: bool = False,
 ) -> Seen:
     "Predict labelled pictures and keep their features. If none can be used: a `LabelError`."
+    predictor, labels = as_predictor(predictor), as_labels(labels)
     rows = sample_rows(labels, n, split, seed)
     files = labels.files
     kept = []

@@ -14,7 +14,7 @@ import pandas as pd
 from .calibrate import draw_reliability
 from .comparisons import pairs, report
 from .files import atomic_write, to_csv
-from .labels import Labels
+from .labels import Labels, as_labels
 from .left_out import left_out_scores, write_left_out  # noqa: F401 (for callers)
 from .metrics import auroc, curve
 from .plots import COLOURS, GREY, PALETTE, save_figure
@@ -25,7 +25,7 @@ from .tta_inference import Predictor
 # %% ../nbs/07_evaluate.ipynb #e07-either
 def get_scores(
     what,  # a weights file or its name (None: the default one), or a CSV as for `read_scores`
-    labels: Labels,
+    labels: Labels,  # or its file
     split: str = 'valid',  # `valid`, `train`, or empty: every image
     progress: bool = False,
 ):  # -> the table of `score_images`, the threshold, the file's name
@@ -33,7 +33,7 @@ def get_scores(
     if Path(what or '').suffix.lower() != '.csv':
         p = Predictor(what)
         return score_images(p, labels, split, progress), p.settings['threshold'], p.file.name
-    labels = labels.part(split)
+    labels = as_labels(labels).part(split)
     return read_scores(what, labels.rows).assign(fake=labels.is_fake), 0.5, Path(what).name
 
 # %% ../nbs/07_evaluate.ipynb #e07-verdicts

@@ -93,11 +93,11 @@ def _tool(key, text):
 def _text_finding(where, key, text):
     "A finding from a free text with a generator's parameters or a tool's name, else None."
     if tool := _tool(key, text):
-        said = f'Parameters that {tool} leaves in its pictures.'
-        return _plain('generated', 'parameters', where, tool, text, said)
+        sentence = f'Parameters that {tool} leaves in its pictures.'
+        return _plain('generated', 'parameters', where, tool, text, sentence)
     if re.match(r'Edited with Google AI', text):
-        said = 'It was edited with Google AI, says its credit line.'
-        return _plain('edited', 'parameters', where, 'Google AI', text, said)
+        sentence = 'It was edited with Google AI, says its credit line.'
+        return _plain('edited', 'parameters', where, 'Google AI', text, sentence)
     return None
 
 # %% ../nbs/parts/evidence.ipynb #ev-parameters
@@ -117,8 +117,8 @@ def _camera_finding(fields):
     make, model = (one_line(fields.get(k, ''), 60) for k in ('Make', 'Model'))
     name = model if model.lower().startswith(make.lower()) else f'{make} {model}'
     when = one_line(fields.get('DateTimeOriginal', ''), 30)
-    said = f'Taken with a {name}' + (f' on {when}' if when else '') + ', it says.'
-    return _plain('camera', 'camera', 'exif', name, when, said)
+    sentence = f'Taken with a {name}' + (f' on {when}' if when else '') + ', it says.'
+    return _plain('camera', 'camera', 'exif', name, when, sentence)
 
 # %% ../nbs/parts/evidence.ipynb #ev-exif
 def _exif_findings(fields):
@@ -135,10 +135,10 @@ def _exif_findings(fields):
 def _source_finding(where, kind):
     "What IPTC's digital source type says."
     says = SOURCE_TYPES.get(kind, 'neutral')
-    said = dict(
+    how = dict(
         generated='made by a generator', edited='put together or edited', camera='taken by a camera'
     ).get(says, 'of that kind')
-    text = f'Its digital source type is {kind}: {said}, it says.'
+    text = f'Its digital source type is {kind}: {how}, it says.'
     return _plain(says, 'source_type', where, '', kind, text)
 
 # %% ../nbs/parts/evidence.ipynb #ev-xmp
@@ -150,11 +150,11 @@ def _field_findings(where, pairs):
         elif name in ('CreatorTool', 'softwareAgent', 'Software'):
             yield _software_finding(where, one_line(text, 100))
         elif name == 'AISystemUsed':
-            said = f'Made with the AI system {one_line(text, 100)}, it says.'
-            yield _plain('generated', 'software', where, text, text, said)
+            sentence = f'Made with the AI system {one_line(text, 100)}, it says.'
+            yield _plain('generated', 'software', where, text, text, sentence)
         elif name == 'provenance':
-            said = 'It points at a manifest elsewhere, which is not fetched.'
-            yield _plain('neutral', 'manifest_elsewhere', where, '', text, said)
+            sentence = 'It points at a manifest elsewhere, which is not fetched.'
+            yield _plain('neutral', 'manifest_elsewhere', where, '', text, sentence)
         elif finding := _text_finding(where, name, text):
             yield finding
 
@@ -273,8 +273,8 @@ def _note_findings(note, data, rgb):
         elif found := _text_finding(note.where, note.key, text):
             yield found
         elif text.strip() and not re.match(r'(exif|date|icc|tiff|xmp):|Raw profile', note.key):
-            said = f'A text{f" ({one_line(note.key, 40)})" if note.key else ""}: {text}'
-            yield _plain('neutral', 'text', note.where, note.key, text, said)
+            sentence = f'A text{f" ({one_line(note.key, 40)})" if note.key else ""}: {text}'
+            yield _plain('neutral', 'text', note.where, note.key, text, sentence)
 
 # %% ../nbs/parts/evidence.ipynb #ev-blocks
 def _tolerant(where, findings):
@@ -322,9 +322,9 @@ def headline(findings: list) -> str:  # empty where no signature that fits says 
 # %% ../nbs/parts/evidence.ipynb #ev-headline
 def brief(findings: list) -> str:  # for a table's cell
     "The findings that say something, in a few words: `generated: Midjourney (not signed)`."
-    told = [f for f in findings if f.says != 'neutral']
+    notable = [f for f in findings if f.says != 'neutral']
     seals = dict(no='not signed', valid='signed', trusted='signed, trusted', broken='seal broken')
-    cells = [f'{f.says}: {f.who or f.value} ({seals.get(f.signed, f.signed)})' for f in told[:5]]
+    cells = [f'{f.says}: {f.who or f.value} ({seals.get(f.signed, f.signed)})' for f in notable[:5]]
     return '; '.join(dict.fromkeys(cells))
 
 # %% ../nbs/parts/evidence.ipynb #ev-file

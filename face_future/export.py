@@ -91,10 +91,12 @@ def point_into(
 # %% ../nbs/08_export.ipynb #e08-checkfn
 def example_inputs(
     preprocess: Preprocess,
-    images=(),  # photographs: paths or bytes
+    images=(),  # photographs, one or several: paths or bytes
 ) -> np.ndarray:  # N × 3 or 6 × S × S, float32
     "Inputs for a parity check: the centres of `images`, and five of noise."
     whole = Preprocess(**{**vars(preprocess), 'crop': 'whole'})
+    if isinstance(images, (str, os.PathLike, bytes)):
+        images = [images]
     photographs = [whole(read_rgb(image)) for image in images]
     shape = 5, preprocess.channels, preprocess.size, preprocess.size
     noise = np.random.default_rng(0).normal(size=shape)
@@ -182,8 +184,8 @@ def _keep_if_equal(graph, file: Path, model, x, tolerance):
 def export_onnx(
     weights=None,  # a file, a packaged name, or None for the default
     out: str | Path | None = None,  # folder (None: the weights' own)
-    settings: dict = None,  # settings that a bare state dict lacks
-    images=(),  # photographs for the parity check: paths or bytes
+    settings: dict | None = None,  # settings that a bare state dict lacks
+    images=(),  # photographs for the parity check, one or several: paths or bytes
     tolerance: float = 1e-3,  # of the parity check, see `parity_gap`
 ) -> Path:  # the graph, beside the weights as safetensors
     "Write an ONNX graph that points into its weights. An `ExportError` says that parity fails."

@@ -6,8 +6,8 @@
 __all__ = ['UNPRINTABLE', 'PICTURES', 'NO_PICTURES', 'BRANDS', 'STARTS', 'ASIDE', 'LEFT_AFTER', 'FORMULA', 'natural_key',
            'printable', 'file_index', 'file_indices', 'short', 'read_bytes', 'is_number', 'are_numbers', 'read_text',
            'read_json', 'begins_like_a_picture', 'is_picture', 'Listing', 'list_pictures', 'atomic_write', 'cell',
-           'to_csv', 'write_set', 'check_writable', 'check_file_writable', 'check_apart', 'check_not_read', 'sha256',
-           'file_sha256', 'names_after', 'file_key', 'cache_folder']
+           'to_csv', 'write_set', 'made_if_used', 'check_writable', 'check_file_writable', 'check_apart',
+           'check_not_read', 'sha256', 'file_sha256', 'names_after', 'file_key', 'cache_folder']
 
 # %% ../nbs/parts/files.ipynb #fil-imports
 import hashlib
@@ -19,7 +19,7 @@ import stat
 import time
 import uuid
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Real
@@ -398,20 +398,33 @@ def write_set(contents: dict) -> None:
             tmp.unlink(missing_ok=True)
 
 # %% ../nbs/parts/files.ipynb #fil-writable
+@contextmanager
+def made_if_used(folder: Path):
+    "Make a folder. If nothing is in it at the end, it goes again, and those made above it."
+    new = [f for f in (folder, *folder.parents) if not f.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of a folder that is not empty
+            for f in new:
+                f.rmdir()
+
+
 def _probe(folder: Path) -> None:
-    "Make `folder`, write a file there and take it away. Raises `OSError` if that fails."
+    "Write a file in `folder` and take it away. Raises `OSError` if that fails."
     probe = _temporary(folder / 'face_future')
     _clear(folder / 'face_future')
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b'?' * 4096)
-    finally:
-        with suppress(OSError):  # it may never have been there
-            probe.unlink(missing_ok=True)
+    with made_if_used(folder):
+        try:
+            probe.write_bytes(b'?' * 4096)
+        finally:
+            with suppress(OSError):  # it may never have been there
+                probe.unlink(missing_ok=True)
 
 # %% ../nbs/parts/files.ipynb #fil-check-writable
 def check_writable(
-    folder: str | Path,  # is made if it isn't there
+    folder: str | Path,  # need not be there
     names=(),  # of files to be written there
 ) -> None:
     "Raise `OSError`, with a sentence, if these files can't be written. Nothing there is touched."

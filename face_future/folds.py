@@ -18,8 +18,9 @@ from .devices import is_first
 from .files import atomic_write, to_csv
 from .held_out import FOLDS
 from .intervals import score
-from .labels import CLASSES, LabelError, Labels, clusters
+from .labels import CLASSES, LabelError, Labels, as_labels, clusters
 from .recipe import Recipe
+from .recipe_checks import check_recipe
 from .scores import score_images, sound
 from .train import train
 from .tta_inference import Predictor
@@ -37,18 +38,21 @@ def _check_folds(rows: pd.DataFrame, cluster: np.ndarray, folds: int):
                 'fold needs one. Take fewer folds, or more pictures.'
             )
 
-# %% ../nbs/parts/folds.ipynb #fld-deal
+# %% ../nbs/parts/folds.ipynb #fld-assign
 def assign_folds(labels: Labels, folds: int = 5) -> np.ndarray:  # N ints from 1 to `folds`
     "Which fold holds each picture out. Raises a `LabelError` where a class has too few groups."
+    labels = as_labels(labels)
     rows = labels.rows
     cluster = clusters(labels.files, rows.group)
     _check_folds(rows, cluster, folds)
     seed = 42 if labels.seed is None else labels.seed
-    deal = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     number = np.zeros(len(rows), int)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # a source may have fewer pictures than there are folds
-        for k, (_, held) in enumerate(deal.split(rows, rows.label + '|' + rows.source, cluster), 1):
+        for k, (_, held) in enumerate(
+            splitter.split(rows, rows.label + '|' + rows.source, cluster), 1
+        ):
             number[held] = k
     return number
 
@@ -73,7 +77,8 @@ def fold_scores(run: str | Path, labels: Labels, fold: int) -> pd.DataFrame:  # 
 
 # %% ../nbs/parts/folds.ipynb #fld-train
 def _check_recipe(recipe: Recipe):
-    "A `ValueError` for choices that contradict holding each picture out once."
+    "A `ValueError` for a recipe that can't work, or that contradicts holding each out once."
+    check_recipe(recipe)
     if recipe.train_on_all:
         raise ValueError('--folds holds each picture out once: leave --train-on-all away.')
     if recipe.leave_out:
@@ -83,21 +88,20 @@ def _check_recipe(recipe: Recipe):
 
 # %% ../nbs/parts/folds.ipynb #fld-trainfn
 def train_folds(
-    labels: Labels,  # all of them take part, whatever their split says
+    labels: Labels,  # or its file: all of them take part, whatever their split says
     recipe: Recipe,
     out: str | Path,  # folder: `fold-1` and so on are the runs, `folds.csv` what they say
     folds: int = 5,
     **more,  # of `train`: progress, about, cbs
 ) -> pd.DataFrame:  # `COLUMNS`, a row a picture; `fake` (bool) is what is fake in the world
     "Train once for each fold, and judge each picture by the run that did not see it."
+    labels = as_labels(labels)
     _check_recipe(recipe)
     number = assign_folds(labels, folds)
     tables = []
     for fold in range(1, folds + 1):
-        if is_first():
-            print(f'fold {fold} of {folds}')
         part, run = hold_out(labels, number, fold), Path(out) / f'fold-{fold}'
-        train(part, recipe, run, **more)
+        train(part, recipe, run, title=f'fold {fold} of {folds}', **more)
         tables.append(fold_scores(run, part, fold) if is_first() else pd.DataFrame())
     table = pd.concat(tables, ignore_index=True)
     if is_first():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLASSES', 'CONVENTIONS', 'LABEL_SOURCES', 'COLUMNS', 'LabelError', 'check_word', 'list_images', 'common_root',
            'label_table', 'Labels', 'draw_evenly', 'check_both_sides', 'crossing_groups', 'crossing_folders',
-           'found_before', 'sides_before', 'name_alike', 'to_json', 'read_rows', 'called']
+           'found_before', 'sides_before', 'name_alike', 'to_json', 'read_rows', 'called', 'as_labels']
 
 # %% ../nbs/parts/label_table.ipynb #tab-imports
 import json
@@ -473,3 +473,19 @@ def load(
     if must_exist:
         _check_there(labels, json_file.name)
     return labels
+
+# %% ../nbs/parts/label_table.ipynb #tab-aslabels
+def as_labels(
+    labels,  # a `Labels`, or the path of a label file
+    root: str | Path | None = None,  # of a file: where the pictures lie now
+) -> Labels:
+    "The `Labels` that are given, or those of a file. Raises a `LabelError` for anything else."
+    if isinstance(labels, Labels):
+        return labels
+    if isinstance(labels, (str, os.PathLike)):
+        return Labels.load(labels, root)
+    raise LabelError(
+        f'labels must be a `Labels` or the path of a label file, not {type(labels).__name__}. '
+        'read_folders and read_manifest of face_future.labels make them of pictures, and '
+        'Labels.load reads a file.'
+    )

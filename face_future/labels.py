@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_folders', 'clusters', 'assign_split', 'split_labels', 'continue_split', 'atomic_write', 'CLASSES', 'Labels',
-           'LabelError', 'crossing_folders', 'crossing_groups', 'draw_evenly', 'found_before', 'left_out',
+           'LabelError', 'as_labels', 'crossing_folders', 'crossing_groups', 'draw_evenly', 'found_before', 'left_out',
            'list_images', 'make_toy', 'merge_labels', 'read_csv', 'read_manifest', 'sides_before', 'with_families']
 
 # %% ../nbs/00_labels.ipynb #lab-imports
@@ -21,6 +21,7 @@ from face_future.label_table import (
     CLASSES,
     LabelError,
     Labels,
+    as_labels,
     check_both_sides,
     common_root,
     sides_before,
@@ -44,6 +45,7 @@ _all_ = [
     CLASSES,
     Labels,
     LabelError,
+    as_labels,
     crossing_folders,
     crossing_groups,
     draw_evenly,
@@ -92,7 +94,7 @@ def clusters(files: list, given: pd.Series) -> np.ndarray:
     joined = coo_array((np.ones(len(starts)), (starts, ends)), shape=(len(files), len(files)))
     return csgraph.connected_components(joined, directed=False)[1]
 
-# %% ../nbs/00_labels.ipynb #grp-deal
+# %% ../nbs/00_labels.ipynb #grp-assign
 def assign_split(rows: pd.DataFrame, groups, valid_pct: float) -> pd.Series:
     "The column split, filled cluster by cluster (`groups`: row numbers of each)."
     split = rows.split.copy()
@@ -123,7 +125,7 @@ def _assigned(labels: Labels, split: pd.Series, valid_pct: float, seed: int) -> 
 
 # %% ../nbs/00_labels.ipynb #lab-split-labels
 def split_labels(
-    labels: Labels,
+    labels: Labels,  # or its file
     valid_pct: float = 0.2,  # share held out, 0 in a set to learn from, 1 in one only for testing
     seed: int = 42,  # another seed, another split
     keep: Labels | None = None,  # an earlier table: its rows stay where they are
@@ -131,6 +133,7 @@ def split_labels(
     "`labels` with a split. Raises `LabelError` for a bad share or a class too small to be in both."
     if not 0 <= valid_pct <= 1:
         raise LabelError(f'valid_pct (--valid-pct) must lie between 0 and 1, not {valid_pct}')
+    labels = as_labels(labels)
     split = labels.rows.split.where(labels.rows.split != '', sides_before(labels, keep))
     if not (split == '').any():
         made_by = labels if keep is None else keep

@@ -14,7 +14,7 @@ import pandas as pd
 
 from .files import atomic_write, short, to_csv
 from .intervals import auroc_interval
-from .labels import Labels, left_out, read_csv
+from .labels import Labels, as_labels, left_out, read_csv
 from .renamed import SCORES
 from .scores import score_images, sound
 from .tta_inference import Predictor
@@ -22,11 +22,12 @@ from .tta_inference import Predictor
 # %% ../nbs/parts/left_out.ipynb #e07-left
 def left_out_scores(
     run,  # folder of a run that left something out
-    labels: Labels,
+    labels: Labels,  # or its file
     views: str = 'flip',  # that the shipped weights will use
     progress: bool = False,
 ) -> pd.DataFrame:  # as of `score_images`, and left_out (names), unseen (bool), temperature
     "A run's scores of all it left out, and of the held-out images of what it was trained on."
+    labels = as_labels(labels)
     predictor = Predictor(Path(run) / 'model_best.safetensors', views=views)
     names = predictor.settings.get('recipe', {}).get('leave_out', '')
     if not names:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from .files import begins_like_a_picture, read_bytes, short
-from .label_table import LabelError, Labels, called, name_alike
+from .label_table import LabelError, Labels, as_labels, called, name_alike
 
 # %% ../nbs/parts/manifests.ipynb #man-unzipped
 def _unzipped(data: bytes, name: str) -> bytes:
@@ -197,8 +197,9 @@ def _check_lists(tables: list[Labels]):
         seen |= places
 
 
-def merge_labels(tables: list[Labels]) -> Labels:
+def merge_labels(tables: list[Labels]) -> Labels:  # tables: or their files
     "Several `Labels` in one. Raises `LabelError` if `fake` has two meanings or a file comes twice."
+    tables = [as_labels(t) for t in tables]
     meant = {t.fake_means for t in tables}
     if len(meant) != 1:
         raise LabelError(f'nothing to merge, or two meanings of fake: {sorted(meant)}')
@@ -222,8 +223,9 @@ def _families(csv: str | Path) -> tuple:  # (table, names of the columns that te
     return known[[*by, 'family']], by
 
 # %% ../nbs/parts/manifests.ipynb #man-families
-def with_families(labels: Labels, csv: str | Path) -> Labels:
+def with_families(labels: Labels, csv: str | Path) -> Labels:  # labels: or its file
     "`labels` with the column `family`, from a CSV. Raises `LabelError` for a source not in it."
+    labels = as_labels(labels)
     known, by = _families(csv)
     rows = labels.rows.drop(columns='family', errors='ignore')
     rows = rows.merge(known, 'left', by)

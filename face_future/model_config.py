@@ -9,6 +9,7 @@ __all__ = ['PACKAGED', 'REQUIRED', 'TYPES', 'FIXED', 'NOTES', 'ORIGINAL', 'Weigh
 
 # %% ../nbs/parts/model_config.ipynb #s01d-imports
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
@@ -53,6 +54,9 @@ def find_weights(
     "The weights file to use, or a `WeightsError` if there is none."
     if weights is None:
         return default_weights(folder)
+    if not isinstance(weights, (str, os.PathLike)):
+        given = type(weights).__name__
+        raise WeightsError(f'weights must be a file or the name of packaged ones, not {given}.')
     for file in (Path(weights), PACKAGED / f'{weights}.safetensors'):
         if file.is_file():
             file.open('rb').close()  # safetensors calls a file that isn't for us a missing one

@@ -149,8 +149,8 @@ def _check_size(im, data, name, max_pixels):
         limit = f'{w}×{h} is over the limit of {max_pixels:,} pixels'
         raise ImageError('too_large', f'{name}: {limit}. Make it smaller or raise max_pixels.')
     if is_slow(im, data):
-        said = f'a {im.format} of {w}×{h} pixels in this coding takes too long to read'
-        raise ImageError('too_large', f'{name}: {said}. Save it as PNG.')
+        why = f'a {im.format} of {w}×{h} pixels in this coding takes too long to read'
+        raise ImageError('too_large', f'{name}: {why}. Save it as PNG.')
 
 # %% ../nbs/parts/opening.ipynb #d01-open
 def open_image(data: bytes, name: str, max_pixels: int, formats=FORMATS) -> Image.Image:

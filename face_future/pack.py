@@ -14,7 +14,7 @@ import torch
 
 from .comparisons import evaluation
 from .files import read_json, short
-from .labels import Labels
+from .labels import Labels, as_labels
 from .left_out import read_left_out
 from .model import save_weights
 from .model_config import calibrated
@@ -102,7 +102,7 @@ def pack(
     if size is not None:
         p.preprocess = replace(p.preprocess, size=size)
     if labels is not None:
-        labels = labels if isinstance(labels, Labels) else Labels.load(labels)
+        labels = as_labels(labels)
         check_held_out(p.settings, labels)
     gap = halve(p)
     s = _settings(p, views, about, card)

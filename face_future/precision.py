@@ -22,28 +22,28 @@ from .close_ups import stacked
 from .comparisons import auroc_change
 from .data import read_rgb
 from .files import atomic_write
-from .labels import LabelError, Labels
+from .labels import LabelError, Labels, as_labels
 from .model_config import calibrated, load_config, onnx_notes
 from .tta_inference import Predictor
 
 # %% ../nbs/parts/precision.ipynb #e08-gatefn
 def held_out_crops(
     graph: str | Path,  # an `.onnx` file
-    labels_file,
+    labels_file,  # or a `Labels`
     n: int = 60,  # pictures, at most, of each source and class
     split='valid',
     seed: int = 0,
     root=None,  # where the pictures lie now, if they were moved
 ):  # -> N × 3 or 6 × S × S, float32, and N bool: fake in the world's sense
     "Network inputs: the largest face of each picture, if it has no quality issue."
-    some = Labels.load(labels_file, root).part(split).sample(n, seed)
+    some = as_labels(labels_file, root).part(split).sample(n, seed)
     fake = some.is_fake
     predictor = Predictor(graph, backend='onnx', device='cpu')
     largest = [predictor.detect(read_rgb(f))[0] for f in some.files]
     sound = np.array([issue == '' for _, _, issue in largest])
     if len(set(fake[sound])) < 2:
-        name = Path(labels_file).name
-        raise LabelError(f'{name}: its {split} images do not show both classes.')
+        of = 'labels' if isinstance(labels_file, Labels) else Path(labels_file).name
+        raise LabelError(f'{of}: its {split} images do not show both classes.')
     return stacked([crop for crop, _, _ in largest])[sound], fake[sound]
 
 # %% ../nbs/parts/precision.ipynb #prc-flipfn

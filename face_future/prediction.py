@@ -28,8 +28,8 @@ def _by_the_reader(image) -> np.ndarray:
         noted = image.info.get('xmp') or image.info.get('XML:com.adobe.xmp') or b''
         how = turn(image, dict(xmp=noted.encode() if isinstance(noted, str) else noted))
         plain = image.convert('LA') if image.mode == 'La' else image
-        said = {'icc_profile', 'srgb'} & image.info.keys()
-        power = None if said else gamma_power(image.info.get('gamma', 0))
+        described = {'icc_profile', 'srgb'} & image.info.keys()
+        power = None if described else gamma_power(image.info.get('gamma', 0))
         rgb = to_rgb(plain, colour_profile(image, {}), power)
         return np.asarray(rgb if how is None else rgb.transpose(how))
     except Exception as e:  # a decoder may raise anything, and does
@@ -146,8 +146,8 @@ class Scores:
     image: np.ndarray  # N, int: the picture that each crop is from
     box: np.ndarray  # N × 4, float32: left, top, width, height, or nan for a whole picture
     quality_issue: np.ndarray  # N, str: of the picture (`no_face`, `too_dark`, …), or empty
-    left_out: np.ndarray = None  # N, int: faces of the crop's picture without a crop. None: 0
-    many_faces: dict = None  # how the threshold rises with the faces, see `threshold_for`
+    left_out: np.ndarray | None = None  # N, int: faces of the picture without a crop. None: 0
+    many_faces: dict | None = None  # how the threshold rises with the faces, see `threshold_for`
 
     def __post_init__(self):
         if self.left_out is None:

@@ -42,6 +42,9 @@ def _check_size(recipe: Recipe, net: nn.Module):
 # %% ../nbs/parts/recipe_checks.ipynb #rck-check
 def check_recipe(recipe: Recipe):
     "A `ValueError` that names the option, for a recipe that can't work."
+    if not isinstance(recipe, Recipe):
+        given = type(recipe).__name__
+        raise ValueError(f'recipe must be a `Recipe`, such as Recipe(epochs=5), not {given}.')
     check_limits(recipe)
     check_used(recipe)
     share_of(recipe.bs)

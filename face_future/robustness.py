@@ -18,8 +18,9 @@ from .comparisons import pairs
 from .data import read_rgb
 from .files import atomic_write, to_csv
 from .intervals import auroc_interval, wilson
+from .labels import as_labels
 from .plots import save_figure
-from .tta_inference import Predictor
+from .tta_inference import Predictor, as_predictor
 
 # %% ../nbs/parts/robustness.ipynb #r07c-saved
 def _saved(rgb, codec, quality):
@@ -110,13 +111,14 @@ def _figures(fake, p, verdict):
 
 # %% ../nbs/parts/robustness.ipynb #r07c-matrix
 def robustness(
-    predictor: Predictor,
+    predictor: Predictor,  # or its weights
     files: list,  # N paths
     source,
     is_fake,  # N each
     corruptions: dict | None = None,  # name -> (function, strengths), by default `CORRUPTIONS`
 ) -> pd.DataFrame:  # corruption, level, pair, n, metric, value, lo, hi
     "AUROC, recall, false_alarms and unsure under each corruption (95 %: DeLong, Wilson)."
+    predictor = as_predictor(predictor)
     source = np.asarray(source)
     fake = np.asarray(is_fake, bool)
     rows = []
@@ -162,7 +164,7 @@ def write_robustness(
     predictor: Predictor, labels, out: str | Path, n: int, split: str = 'valid'
 ) -> int:  # how many images
     "`robustness.csv` and `.png` in the folder `out`, on n images of each source and class."
-    some = labels.part(split).sample(n)
+    some = as_labels(labels).part(split).sample(n)
     table = robustness(predictor, some.files, some.rows.source, some.is_fake)
     text = to_csv(table, float_format='%.4f')
     atomic_write(Path(out) / 'robustness.csv', text)

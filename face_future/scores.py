@@ -9,8 +9,8 @@ __all__ = ['score_images', 'sound', 'has_learnt_all']
 import numpy as np
 import pandas as pd
 
-from .labels import Labels
-from .tta_inference import DOUBTS, Predictor, predict_files
+from .labels import Labels, as_labels
+from .tta_inference import DOUBTS, Predictor, as_predictor, predict_files
 
 # %% ../nbs/parts/scores.ipynb #p07s-said
 def _outcomes(predictor, files: list, progress: bool) -> list:  # of dicts
@@ -21,16 +21,14 @@ def _outcomes(predictor, files: list, progress: bool) -> list:  # of dicts
 
 # %% ../nbs/parts/scores.ipynb #e07-ours
 def score_images(
-    predictor: Predictor,
+    predictor: Predictor,  # or its weights
     labels,  # a `Labels`, or its file
     split: str = 'valid',  # `valid`, `train`, or empty: every image
     progress: bool = False,
 ) -> pd.DataFrame:  # the labels' columns, fake (bool), score (p_fake), logit, verdict, reason
     "Predict labelled images, a row each, with nan as score and logit where a file can't be read."
-    if not isinstance(labels, Labels):
-        labels = Labels.load(labels)
-    labels = labels.part(split)
-    rows = _outcomes(predictor, labels.files, progress)
+    labels = as_labels(labels).part(split)
+    rows = _outcomes(as_predictor(predictor), labels.files, progress)
     return labels.rows.assign(
         fake=labels.is_fake,
         score=np.array([row.get('p_fake') for row in rows], float),
@@ -45,7 +43,15 @@ def sound(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores.logit.notna() & scores.unsure_reason.isin(['', *DOUBTS])]
 
 # %% ../nbs/parts/scores.ipynb #p07s-learnt
+def _records(settings: dict) -> list:  # of dicts: images, fingerprint
+    "What weights record of their training, and, if they are an ensemble, its members'."
+    parts = (settings.get('recipe') or {}).get('ensemble')
+    members = parts if isinstance(parts, list) else []
+    return [settings, *(part for part in members if isinstance(part, dict))]
+
+
 def has_learnt_all(settings: dict, labels: Labels) -> bool:
     "Have weights with these settings learnt from the images that the labels hold out, too?"
-    held_none_out = (settings.get('images') or {}).get('valid') == 0
-    return held_none_out and settings.get('fingerprint') == labels.fingerprint()
+    held_none_out = [r for r in _records(settings) if (r.get('images') or {}).get('valid') == 0]
+    known = {r.get('fingerprint') for r in held_none_out}
+    return bool(known) and labels.fingerprint() in known

@@ -195,8 +195,8 @@ def answer_fields(p, known: dict, explain: bool, preprocess, zero: float) -> dic
     "One picture's fields: what is `known` of the file, and what its `Prediction` says."
     image = known['image']
     left_out = known['faces_left_out']
-    said = compose(p, preprocess, image['height'], image['width'], explain, zero, left_out)
-    return known | said
+    answer = compose(p, preprocess, image['height'], image['width'], explain, zero, left_out)
+    return known | answer
 
 # %% ../nbs/parts/service.ipynb #e06-judgedef
 class BatchPredictor:

@@ -21,7 +21,7 @@ from .data import FORMATS
 from .duplicates import scan
 from .files import sha256
 from .intervals import auroc_interval
-from .labels import CLASSES, LabelError, Labels
+from .labels import CLASSES, LabelError, Labels, as_labels
 from .opening import open_file
 from .plots import COLOURS
 
@@ -78,7 +78,8 @@ def traits(file: str | Path, rgb: np.ndarray) -> dict:
 # %% ../nbs/parts/shortcuts.ipynb #sho-look
 def scan_traits(labels: Labels) -> pd.DataFrame:
     "One pass over the files: `scan` with `traits`, a row for each row of the table."
-    return scan(labels.files, traits).reindex(columns=['error', 'pixels', 'thumb', *TRAITS])
+    found = scan(as_labels(labels).files, traits)
+    return found.reindex(columns=['error', 'pixels', 'thumb', *TRAITS])
 
 # %% ../nbs/parts/shortcuts.ipynb #aud-auc
 def auc_interval(y, score) -> dict:
@@ -100,6 +101,7 @@ def probe(X, y) -> dict:
 # %% ../nbs/parts/shortcuts.ipynb #aud-probe
 def spectrum_probe(labels: Labels, images: pd.DataFrame | None = None) -> dict:
     "AUROC (auc, lo, hi) of a `probe` that sees the 16 rings alone, and n, the pictures used."
+    labels = as_labels(labels)
     images = scan_traits(labels) if images is None else images
     y = (labels.rows.label == 'fake').to_numpy(int)
     measured = [not np.isnan(s).any() for s in images.spectrum]
@@ -156,8 +158,8 @@ def _single_traits(t: pd.DataFrame, y: np.ndarray) -> list[dict]:
         for name, c in columns.items():
             if c == 'source' and t.source.nunique() < 2:
                 continue
-            told = zip(CLASSES, in_both(t[c], y))
-            detail = ', '.join(f'{word} {value}' for word, value in told)
+            described = zip(CLASSES, in_both(t[c], y))
+            detail = ', '.join(f'{word} {value}' for word, value in described)
             rows.append(dict(trait=name, **measure(t[c], y), detail=detail))
     return rows
 

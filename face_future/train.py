@@ -15,7 +15,7 @@ os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 warnings.filterwarnings('ignore', '`torch.jit.script`', FutureWarning)
 
 # %% ../nbs/03_train.ipynb #t03-imports
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,10 @@ from .data import Preprocess
 from .devices import is_first, on_all_devices
 from .ensemble import members
 from .faces import DETECTOR
+from .files import made_if_used
 from .held_out import check_figures_from, finish
 from .intervals import score
-from .labels import Labels
+from .labels import Labels, as_labels
 from .loaders import BalancedLoader, get_loaders, get_set
 from .model import create_model, split_params
 from .provenance import provenance
@@ -100,10 +101,12 @@ def _teachers(recipe: Recipe, labels: Labels, preprocess: Preprocess) -> list:
     return teachers
 
 # %% ../nbs/03_train.ipynb #t03-fit
-def _fit(learn, checkpoint, recipe, progress):
+def _fit(learn, checkpoint, recipe, progress, title):
     "Train from the start, or from the run's checkpoint, to the end."
     file = checkpoint.out / 'checkpoint.pth'
     start = checkpoint.load(learn, file) if file.exists() else 0
+    if title and is_first():
+        print(title)
     if start and is_first():
         where = 'resuming after' if start < recipe.epochs else 'the run is done:'
         print(f'{where} epoch {start} of {recipe.epochs}')
@@ -116,36 +119,25 @@ def _fit(learn, checkpoint, recipe, progress):
         fit = learn.fit_one_cycle if recipe.schedule == 'one_cycle' else partial(fit_flat, learn)
         fit(recipe.epochs, rates, start_epoch=start)
 
-# %% ../nbs/03_train.ipynb #t03-folder
-@contextmanager
-def _folder_for_run(out: Path):
-    "Make a run's folder. If the work ends before anything is in there, it is removed again."
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # of a folder that is not empty
-            for folder in new:
-                folder.rmdir()
-
 # %% ../nbs/03_train.ipynb #t03-trainfn
 def train(
-    labels: Labels,  # from chapter 00
+    labels: Labels,  # from chapter 00, or its file
     recipe: Recipe,  # the choices
     out: str | Path,  # folder for the run, where an unfinished run of the same recipe is resumed
     figures_from=None,  # with `train_on_all`: a run that held images out, to be quoted
     progress: bool = True,  # bars and a table
     about: str = '',  # notes saved with the weights: their training data, their licence
     cbs=(),  # more fastai callbacks
+    title: str = '',  # printed before the first epoch, when nothing was refused
 ) -> Path:  # the best weights, `model_best.safetensors`
     "Train, resume, keep the best. Raises a `ValueError` for a recipe or labels that can't work."
+    labels = as_labels(labels)
     check_recipe(recipe)
     check_figures_from(figures_from, recipe, labels.rows)
     preprocess = _preprocess(recipe)
     teachers = _teachers(recipe, labels, preprocess)
     out = Path(out)
-    with _folder_for_run(out):
+    with made_if_used(out):
         rows = get_rows(labels, recipe, progress)
         check_classes(rows)
         dls = get_loaders(rows, labels.root, recipe, preprocess, labels.fake_means)
@@ -154,7 +146,7 @@ def train(
         checkpoint = Checkpoint(out, recipe, settings, row_checksums(rows))
         taught = teacher_callbacks(recipe, teachers, dls.train.rows)
         learn.add_cbs([*taught, checkpoint, EpochTable(), StopOnNaN(), *cbs])
-        _fit(learn, checkpoint, recipe, progress)
+        _fit(learn, checkpoint, recipe, progress, title)
         if not is_first():
             return out / 'model_best.safetensors'
         held = get_loaders(rows, labels.root, replace(recipe, validation_samples=0), preprocess)

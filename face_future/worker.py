@@ -141,9 +141,9 @@ def prepare(
         picture = decode(data, max_pixels, frame, checked=True)
         found = detect(picture.rgb, most)
     with memory_limit(FREE):
-        said = evidence(data, picture.rgb)
+        findings = evidence(data, picture.rgb)
         shown = preview_if(preview, data, picture.rgb, picture.frames)
-    fields = summary(picture, found, most, said) | dict(preview=shown)
+    fields = summary(picture, found, most, findings) | dict(preview=shown)
     crops = [crop for crop, _, _ in found[:most]]
     return fields, crops[0][None] if len(crops) == 1 else stacked(crops)
 
