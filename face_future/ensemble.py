@@ -322,7 +322,8 @@ def member_state(
         )
         raise WeightsError(
             f'Of this ensemble, members {named} fit the network alike. '
-            'Give the file of the one to start from.'
+            'Give the file of the one to start from, '
+            'or leave --arch (arch=) away to go on with all of them.'
         )
     if not fitting:
         return state
